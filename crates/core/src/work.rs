@@ -328,6 +328,81 @@ pub struct StepDone {
     pub metrics: BTreeMap<String, f64>,
 }
 
+/// What a worker gets when it asks for work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Assignment {
+    /// A unit of work (rollout and reward workers).
+    Lease(Lease),
+    /// Fetch, verify and hold this policy version (rollout workers).
+    Publish(Weights),
+    /// Form a process group (trainers).
+    Rendezvous(Rendezvous),
+    /// Take an optimiser step (trainers).
+    Step(Step),
+    /// Finish up and leave with exit code 0: the run is over or the worker is drained.
+    Leave {
+        /// Why, for the worker's log.
+        reason: String,
+    },
+}
+
+/// What a worker tells the coordinator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Report {
+    /// What became of a lease.
+    Lease {
+        /// Which.
+        id: LeaseId,
+        /// What.
+        outcome: Outcome,
+    },
+    /// A rollout worker holds this version, verified.
+    PublishAck {
+        /// Which.
+        version: PolicyVersion,
+    },
+    /// A rollout worker could not fetch or verify a version.
+    PublishFailed {
+        /// Which.
+        version: PolicyVersion,
+        /// Why.
+        reason: String,
+    },
+    /// Rank 0 of a new trainer group listens here.
+    StoreReady {
+        /// Which group.
+        epoch: TrainerEpoch,
+        /// `host:port`.
+        address: String,
+    },
+    /// A rank has joined its group and restored its state.
+    TrainerReady {
+        /// Which group.
+        epoch: TrainerEpoch,
+        /// The rank.
+        rank: Rank,
+        /// The version it now holds.
+        version: PolicyVersion,
+        /// Hash over its trained tensors.
+        digest: Digest,
+    },
+    /// A rank finished a step.
+    StepDone(StepDone),
+    /// A rank could not join, restore or step; the group must be formed anew.
+    TrainerFailed {
+        /// Which group.
+        epoch: TrainerEpoch,
+        /// The rank.
+        rank: Rank,
+        /// A class of failures that is counted (`collective`, `non-finite`, `artifact`, ...).
+        kind: String,
+        /// What happened, for a person.
+        reason: String,
+    },
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
