@@ -1,1 +1,2 @@
-//! Skeleton.
+//! What the whole-system tests share.
+#![forbid(unsafe_code)]

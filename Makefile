@@ -1,0 +1,43 @@
+# Thin targets; what they do is in scripts/ and in the crates. `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+CARGO ?= cargo
+PYTHON ?= python3
+NAME ?= demo
+SEED ?= 1
+ARGS ?=
+BIN := $(or $(CARGO_TARGET_DIR),target)/debug
+
+.PHONY: help setup build demo test lint bench doc sim parity clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: ## fetch libtorch 2.11.0 (once, into the user's cache), or use the PyTorch 2.11 that is installed
+	@$(PYTHON) scripts/libtorch.py
+
+build: setup ## build every binary
+	$(CARGO) build --workspace --bins
+
+demo: build ## train the small think-then-generate model across real processes (SEED=1 NAME=demo ARGS=--resume)
+	@$(BIN)/duet demo --config configs/demo.toml --name $(NAME) --seed $(SEED) $(ARGS)
+
+test: setup ## every test of the workspace, and 1,000 seeds of the simulator
+	$(CARGO) test --workspace --quiet
+	$(CARGO) run --quiet -p duet-sim -- --seeds 1000
+
+sim: ## attack the scheduler with 1,000 seeds (ARGS="--seed 42" repeats one; ARGS=--mutations shows that it finds bugs)
+	$(CARGO) run --release -p duet-sim -- --seeds 1000 $(ARGS)
+
+lint: setup ## formatting, clippy without warnings, shell scripts
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
+
+doc: setup ## API documentation of the workspace
+	$(CARGO) doc --workspace --no-deps
+
+parity: setup ## compare with diffusers, transformers and peft (makes a Python environment in .venv, about 5 GB)
+	scripts/parity/run.sh
+
+clean: ## remove build output (the cached libtorch stays)
+	$(CARGO) clean
