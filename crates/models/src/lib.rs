@@ -1,1 +1,24 @@
-//! Skeleton.
+//! The models of Duet, at any size that their published `config.json` gives: the language model of
+//! Qwen2.5-VL, the Qwen-Image diffusion transformer and the Qwen-Image VAE, with their samplers,
+//! log-probabilities and losses.
+//!
+//! Parameter names are those of the published checkpoints, and a pipeline folder written here loads
+//! in diffusers and transformers. Nothing in this crate knows the network; everything in it runs on
+//! the thread that owns the device.
+
+#![forbid(unsafe_code)]
+
+pub mod artifact;
+pub mod dit;
+pub mod error;
+pub mod flow;
+pub mod lm;
+pub mod nn;
+pub mod params;
+pub mod pipeline;
+pub mod sde;
+pub mod tokenizer;
+pub mod vae;
+mod weights;
+
+pub use error::{ModelError, Result};

@@ -1,0 +1,304 @@
+//! One dual-stream block (diffusers `QwenImageTransformerBlock`).
+
+use super::config::DitConfig;
+use super::rope::rotate;
+use crate::error::Result;
+use crate::nn::{Linear, attention, fetch, rms_norm};
+use crate::params::{Init, ParamSet, ParamSpec};
+use tch::{Kind, Tensor};
+
+/// Epsilon of every norm in the transformer.
+pub(super) const EPS: f64 = 1e-6;
+
+/// Shift, scale and gate of one half of a block, each `[N, D]` with one row per time. The scale
+/// has its one added already.
+#[derive(Debug)]
+pub struct Modulation {
+    shift: Tensor,
+    scale: Tensor,
+    gate: Tensor,
+}
+
+impl Modulation {
+    /// The two modulations of a block from its linear layer's output `[N, 6 D]`.
+    fn pair(table: &Tensor) -> [Modulation; 2] {
+        let mut parts = table.chunk(6, -1).into_iter();
+        let mut next = || parts.next().unwrap_or_default();
+        let mut half = || {
+            let (shift, scale, gate) = (next(), next(), next());
+            Modulation {
+                shift,
+                scale: scale + 1.0,
+                gate,
+            }
+        };
+        [half(), half()]
+    }
+
+    /// The modulation at one time (a row of vectors that all samples share), or, for `None`, one
+    /// row per sample.
+    fn at(&self, row: Option<i64>) -> Modulation {
+        let pick = |x: &Tensor| match row {
+            Some(row) => x.select(0, row),
+            None => x.unsqueeze(1),
+        };
+        Modulation {
+            shift: pick(&self.shift),
+            scale: pick(&self.scale),
+            gate: pick(&self.gate),
+        }
+    }
+
+    /// `LN(x) * (1 + scale) + shift`.
+    fn norm(&self, x: &Tensor) -> Tensor {
+        modulated_norm(x, &self.shift, &self.scale)
+    }
+
+    /// `x + gate * y`.
+    fn add(&self, x: &Tensor, y: &Tensor) -> Tensor {
+        x.addcmul(&self.gate, y)
+    }
+}
+
+/// `LN(x) * scale + shift`; vectors go into the fused kernel as its affine part.
+pub(super) fn modulated_norm(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Tensor {
+    let width = x.size()[2];
+    match scale.dim() {
+        1 => x.layer_norm([width], Some(scale), Some(shift), EPS, false),
+        _ => shift.addcmul(
+            &x.layer_norm::<Tensor>([width], None, None, EPS, false),
+            scale,
+        ),
+    }
+}
+
+/// All four modulations of a block.
+#[derive(Debug)]
+pub(super) struct BlockMods {
+    image: [Modulation; 2],
+    text: [Modulation; 2],
+}
+
+impl BlockMods {
+    pub(super) fn at(&self, row: Option<i64>) -> BlockMods {
+        BlockMods {
+            image: [self.image[0].at(row), self.image[1].at(row)],
+            text: [self.text[0].at(row), self.text[1].at(row)],
+        }
+    }
+}
+
+/// The layers of one stream.
+#[derive(Debug)]
+struct Stream {
+    modulation: Linear,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    norm_q: Tensor,
+    norm_k: Tensor,
+    out: Linear,
+    mlp_in: Linear,
+    mlp_out: Linear,
+}
+
+/// Names of a stream's layers below the block's: modulation, q, k, v, the two norms, output, MLP.
+const IMAGE: [&str; 9] = [
+    "img_mod.1",
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.norm_q",
+    "attn.norm_k",
+    "attn.to_out.0",
+    "img_mlp.net.0.proj",
+    "img_mlp.net.2",
+];
+const TEXT: [&str; 9] = [
+    "txt_mod.1",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.norm_added_q",
+    "attn.norm_added_k",
+    "attn.to_add_out",
+    "txt_mlp.net.0.proj",
+    "txt_mlp.net.2",
+];
+
+impl Stream {
+    fn specs(out: &mut Vec<ParamSpec>, config: &DitConfig, block: &str, names: [&str; 9]) {
+        let d = config.inner_dim();
+        let name = |index: usize| format!("{block}.{}", names[index]);
+        // AdaLN-zero: a fresh block is the identity.
+        Linear::specs(out, &name(0), (d, 6 * d), true, Init::Zeros);
+        for index in [1, 2, 3, 6] {
+            Linear::specs(out, &name(index), (d, d), true, Init::Xavier);
+        }
+        for index in [4, 5] {
+            let norm = format!("{}.weight", name(index));
+            out.push(ParamSpec::new(
+                norm,
+                &[config.attention_head_dim],
+                Init::Ones,
+            ));
+        }
+        Linear::specs(out, &name(7), (d, 4 * d), true, Init::Xavier);
+        Linear::specs(out, &name(8), (4 * d, d), true, Init::Xavier);
+    }
+
+    fn load(params: &ParamSet, block: &str, names: [&str; 9]) -> Result<Stream> {
+        let linear = |index: usize| Linear::load(params, &format!("{block}.{}", names[index]));
+        let norm = |index: usize| fetch(params, &format!("{block}.{}.weight", names[index]));
+        Ok(Stream {
+            modulation: linear(0)?,
+            q: linear(1)?,
+            k: linear(2)?,
+            v: linear(3)?,
+            norm_q: norm(4)?,
+            norm_k: norm(5)?,
+            out: linear(6)?,
+            mlp_in: linear(7)?,
+            mlp_out: linear(8)?,
+        })
+    }
+
+    fn linears_mut(&mut self) -> [&mut Linear; 7] {
+        [
+            &mut self.modulation,
+            &mut self.q,
+            &mut self.k,
+            &mut self.v,
+            &mut self.out,
+            &mut self.mlp_in,
+            &mut self.mlp_out,
+        ]
+    }
+
+    /// Second half of the block: `x += gate1 * out(attended)`, then the gated MLP.
+    fn finish(&self, x: &Tensor, attended: &Tensor, mods: &[Modulation; 2]) -> Tensor {
+        let x = mods[0].add(x, &self.out.forward(attended));
+        let inner = self.mlp_in.forward(&mods[1].norm(&x)).gelu("tanh");
+        clip(mods[1].add(&x, &self.mlp_out.forward(&inner)))
+    }
+}
+
+/// What all blocks share in one call.
+#[derive(Debug)]
+pub(super) struct Shared<'a> {
+    /// Unit complex numbers `[1, T + S, 1, head_dim / 2]`.
+    pub rotations: &'a Tensor,
+    /// `[B, 1, 1, T + S]` bool, true where a key may be seen.
+    pub keys: Option<&'a Tensor>,
+}
+
+/// A dual-stream block.
+#[derive(Debug)]
+pub struct Block {
+    image: Stream,
+    text: Stream,
+    heads: i64,
+    head_dim: i64,
+}
+
+impl Block {
+    pub(super) fn specs(out: &mut Vec<ParamSpec>, config: &DitConfig, name: &str) {
+        Stream::specs(out, config, name, IMAGE);
+        Stream::specs(out, config, name, TEXT);
+    }
+
+    pub(super) fn load(params: &ParamSet, config: &DitConfig, name: &str) -> Result<Block> {
+        Ok(Block {
+            image: Stream::load(params, name, IMAGE)?,
+            text: Stream::load(params, name, TEXT)?,
+            heads: config.num_attention_heads,
+            head_dim: config.attention_head_dim,
+        })
+    }
+
+    pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.image
+            .linears_mut()
+            .into_iter()
+            .chain(self.text.linears_mut())
+    }
+
+    /// Modulations for `N` times from SiLU(temb) `[N, D]`.
+    pub(super) fn modulations(&self, time: &Tensor) -> BlockMods {
+        BlockMods {
+            image: Modulation::pair(&self.image.modulation.forward(time)),
+            text: Modulation::pair(&self.text.modulation.forward(time)),
+        }
+    }
+
+    /// `[B, N, D]` to `[B, N, H, head_dim]`.
+    fn split(&self, x: &Tensor) -> Tensor {
+        let size = x.size();
+        x.view([size[0], size[1], self.heads, self.head_dim])
+    }
+
+    /// Runs the block. With `last`, the text stream's output, which nothing reads, is not computed,
+    /// and the text that comes back is the one that went in.
+    pub(super) fn forward(
+        &self,
+        image: &Tensor,
+        text: &Tensor,
+        mods: &BlockMods,
+        shared: &Shared<'_>,
+        last: bool,
+    ) -> (Tensor, Tensor) {
+        let text_len = text.size()[1];
+        let total = text_len + image.size()[1];
+        let image_in = mods.image[0].norm(image);
+        let text_in = mods.text[0].norm(text);
+        let normed = |layer: &Linear, norm: &Tensor, x: &Tensor| {
+            rms_norm(&self.split(&layer.forward(x)), norm, EPS)
+        };
+        let image_q = normed(&self.image.q, &self.image.norm_q, &image_in);
+        let image_k = normed(&self.image.k, &self.image.norm_k, &image_in);
+        let text_k = normed(&self.text.k, &self.text.norm_k, &text_in);
+        let k = rotate(&Tensor::cat(&[text_k, image_k], 1), shared.rotations);
+        let v = Tensor::cat(
+            &[
+                self.text.v.forward(&text_in),
+                self.image.v.forward(&image_in),
+            ],
+            1,
+        );
+        let q = if last {
+            let rotations = shared.rotations.narrow(1, text_len, total - text_len);
+            rotate(&image_q, &rotations)
+        } else {
+            let text_q = normed(&self.text.q, &self.text.norm_q, &text_in);
+            rotate(&Tensor::cat(&[text_q, image_q], 1), shared.rotations)
+        };
+        let out = attention(
+            &q.transpose(1, 2),
+            &k.transpose(1, 2),
+            &self.split(&v).transpose(1, 2),
+            shared.keys,
+            false,
+        );
+        let out = out.transpose(1, 2).flatten(2, 3);
+        if last {
+            return (
+                self.image.finish(image, &out, &mods.image),
+                text.shallow_clone(),
+            );
+        }
+        let text_out = out.narrow(1, 0, text_len);
+        let image_out = out.narrow(1, text_len, total - text_len);
+        (
+            self.image.finish(image, &image_out, &mods.image),
+            self.text.finish(text, &text_out, &mods.text),
+        )
+    }
+}
+
+/// Half precision must not overflow (diffusers clips there, and only there).
+fn clip(x: Tensor) -> Tensor {
+    match x.kind() {
+        Kind::Half => x.clamp(-65_504.0, 65_504.0),
+        _ => x,
+    }
+}

@@ -1,0 +1,106 @@
+//! The few layers that all three models are made of.
+
+use crate::error::{ModelError, Result};
+use crate::params::{Init, ParamSet, ParamSpec};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tch::Tensor;
+
+/// A low-rank addition to a linear layer: `y += scale * x A' B'` (LoRA, arXiv 2106.09685).
+#[derive(Debug)]
+pub struct Adapter {
+    /// `[rank, in]`.
+    pub a: Tensor,
+    /// `[out, rank]`.
+    pub b: Tensor,
+    /// alpha / rank.
+    pub scale: f64,
+    /// Shared switch: off gives the reference policy.
+    pub on: Arc<AtomicBool>,
+}
+
+/// `y = x W' + b`, with an optional adapter.
+#[derive(Debug)]
+pub struct Linear {
+    /// Name of the layer in the checkpoint, without `.weight`.
+    pub name: String,
+    /// `[out, in]`.
+    pub weight: Tensor,
+    /// `[out]`.
+    pub bias: Option<Tensor>,
+    /// LoRA, if this layer has one.
+    pub adapter: Option<Adapter>,
+}
+
+impl Linear {
+    /// The layer called `name`: `{name}.weight` and, if there, `{name}.bias`.
+    pub fn load(params: &ParamSet, name: &str) -> Result<Linear> {
+        Ok(Linear {
+            name: name.to_owned(),
+            weight: fetch(params, &format!("{name}.weight"))?,
+            bias: params
+                .get(&format!("{name}.bias"))
+                .map(Tensor::shallow_clone),
+            adapter: None,
+        })
+    }
+
+    /// Applies it over the last dimension.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let y = x.linear(&self.weight, self.bias.as_ref());
+        match &self.adapter {
+            Some(adapter) if adapter.on.load(Ordering::Relaxed) => {
+                let low = x.linear::<Tensor>(&adapter.a, None);
+                y + low.linear::<Tensor>(&adapter.b, None) * adapter.scale
+            }
+            _ => y,
+        }
+    }
+
+    /// Specs of a linear layer's parameters.
+    pub fn specs(out: &mut Vec<ParamSpec>, name: &str, size: (i64, i64), bias: bool, init: Init) {
+        out.push(ParamSpec::new(
+            format!("{name}.weight"),
+            &[size.1, size.0],
+            init,
+        ));
+        if bias {
+            out.push(ParamSpec::new(
+                format!("{name}.bias"),
+                &[size.1],
+                Init::Zeros,
+            ));
+        }
+    }
+}
+
+/// A handle to a tensor that `ParamSet::check` has vouched for.
+pub(crate) fn fetch(params: &ParamSet, name: &str) -> Result<Tensor> {
+    params
+        .get(name)
+        .map(Tensor::shallow_clone)
+        .ok_or_else(|| ModelError::MissingTensor {
+            origin: "model".to_owned(),
+            name: name.to_owned(),
+            shape: Vec::new(),
+        })
+}
+
+/// RMS norm over the last dimension, accumulated in fp32 whatever the dtype:
+/// `x * rsqrt(mean(x^2) + eps) * weight`.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+    x.rms_norm(weight.size(), Some(weight), eps)
+}
+
+/// Attention through libtorch's fused kernels; `[B, H, T, D]` each, key and value heads may be fewer
+/// (grouped queries). A bool mask is true where a key may be seen.
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+    causal: bool,
+) -> Tensor {
+    let grouped = q.size()[1] != k.size()[1];
+    Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, causal, None, grouped)
+}

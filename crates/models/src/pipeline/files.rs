@@ -1,0 +1,61 @@
+//! Small files of a pipeline folder.
+
+use crate::error::{ModelError, Result};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Files larger than this are not carried through a folder.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// The text of a file of at most `max` bytes.
+pub(crate) fn read_text(path: &Path, max: u64) -> Result<String> {
+    let size = std::fs::metadata(path)
+        .map_err(|error| ModelError::io(path, error))?
+        .len();
+    if size > max {
+        return Err(ModelError::bad_file(
+            path,
+            format!("{size} bytes; at most {max} expected"),
+        ));
+    }
+    std::fs::read_to_string(path).map_err(|error| ModelError::io(path, error))
+}
+
+/// A JSON file.
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
+    let text = read_text(path, MAX_BYTES)?;
+    serde_json::from_str(&text)
+        .map_err(|error| ModelError::bad_file(path, format!("not valid JSON: {error}")))
+}
+
+/// Writes a JSON file, for people too.
+pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
+    std::fs::write(path, format!("{value:#}\n")).map_err(|error| ModelError::io(path, error))
+}
+
+/// Every file of `folder` that is neither weights nor an index of weights, by name.
+pub(crate) fn carry(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut files = BTreeMap::new();
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(files),
+        Err(error) => return Err(ModelError::io(folder, error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|error| ModelError::io(folder, error))?;
+        let (path, Ok(name)) = (entry.path(), entry.file_name().into_string()) else {
+            continue;
+        };
+        let weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+        let size = entry
+            .metadata()
+            .map_err(|error| ModelError::io(&path, error))?
+            .len();
+        if path.is_file() && !weights && size <= MAX_BYTES && !name.starts_with('.') {
+            let bytes = std::fs::read(&path).map_err(|error| ModelError::io(&path, error))?;
+            files.insert(name, bytes);
+        }
+    }
+    Ok(files)
+}

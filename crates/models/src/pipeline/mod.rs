@@ -1,0 +1,336 @@
+//! The diffusers pipeline folder: `model_index.json`, `text_encoder/`, `tokenizer/`, `transformer/`,
+//! `vae/`, `scheduler/`. Whatever is in it and not run here (the vision tower, processor files, a
+//! generation config) is carried through to the next folder untouched.
+
+mod files;
+mod vision;
+
+pub(crate) use files::{read_json, read_text, write_json};
+pub use vision::{VisionConfig, init_vision_tower};
+
+use crate::dit::{Dit, DitConfig};
+use crate::error::{ModelError, Result};
+use crate::flow::FlowConfig;
+use crate::lm::{Layout, Lm, LmConfig, SpecialIds};
+use crate::params::ParamSet;
+use crate::tokenizer::Tokenizer;
+use crate::vae::{Vae, VaeConfig};
+use crate::weights;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::{Device, Kind};
+
+/// Stem of the weight files of the text encoder.
+const LM_STEM: &str = "model";
+/// Stem of the weight files of the transformer and the autoencoder.
+const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
+
+/// Where and as what the models are loaded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoadOptions {
+    /// The device.
+    pub device: Device,
+    /// Dtype of the language model.
+    pub lm: Kind,
+    /// Dtype of the transformer.
+    pub dit: Kind,
+    /// Dtype of the autoencoder.
+    pub vae: Kind,
+}
+
+impl Default for LoadOptions {
+    /// The CPU, in fp32.
+    fn default() -> Self {
+        let kind = Kind::Float;
+        LoadOptions {
+            device: Device::Cpu,
+            lm: kind,
+            dit: kind,
+            vae: kind,
+        }
+    }
+}
+
+/// A whole think-then-generate model.
+#[derive(Debug)]
+pub struct Pipeline {
+    /// The language model: it thinks, and it encodes the refined prompt.
+    pub lm: Lm,
+    /// The transformer: it denoises.
+    pub dit: Dit,
+    /// The autoencoder: it turns latents into pixels.
+    pub vae: Vae,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The sampling schedule's config.
+    pub flow: FlowConfig,
+    carried: Carried,
+}
+
+/// What a folder holds beside what is run.
+#[derive(Debug, Default)]
+struct Carried {
+    /// Tensors of the text encoder that are not the language model's.
+    tensors: ParamSet,
+    /// Files by sub-folder (empty: the root) and name.
+    files: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+}
+
+const FOLDERS: [&str; 7] = [
+    "",
+    "text_encoder",
+    "tokenizer",
+    "transformer",
+    "vae",
+    "scheduler",
+    "processor",
+];
+
+impl Pipeline {
+    /// Loads a folder in fp32 on the CPU.
+    pub fn load(folder: &Path) -> Result<Pipeline> {
+        Pipeline::load_with(folder, LoadOptions::default())
+    }
+
+    /// Loads a folder.
+    pub fn load_with(folder: &Path, options: LoadOptions) -> Result<Pipeline> {
+        if !folder.join("model_index.json").is_file() {
+            let reason = "not a pipeline folder: `model_index.json` is missing";
+            return Err(ModelError::bad_file(folder, reason));
+        }
+        let tokenizer = Tokenizer::load(&folder.join("tokenizer"))?;
+        let scheduler = folder.join("scheduler/scheduler_config.json");
+        let flow = FlowConfig::from_json(&read_json(&scheduler)?, &text(&scheduler))?;
+        let (lm, tensors) = load_lm(&folder.join("text_encoder"), options)?;
+        if (tokenizer.size() as i64) > lm.config().vocab_size {
+            let origin = text(&folder.join("text_encoder/config.json"));
+            let reason = format!(
+                "the tokenizer has {} tokens, more than this",
+                tokenizer.size()
+            );
+            return Err(ModelError::bad_config(origin, "vocab_size", reason));
+        }
+        let dit = load_dit(&folder.join("transformer"), options)?;
+        let vae = load_vae(&folder.join("vae"), options)?;
+        let mut files = BTreeMap::new();
+        for name in FOLDERS {
+            files.insert(name.to_owned(), files::carry(&folder.join(name))?);
+        }
+        let pipeline = Pipeline {
+            lm,
+            dit,
+            vae,
+            tokenizer,
+            flow,
+            carried: Carried { tensors, files },
+        };
+        pipeline.check(&text(folder))?;
+        Ok(pipeline)
+    }
+
+    /// A new pipeline from new parts, with a vision tower to carry along.
+    pub fn assemble(
+        lm: Lm,
+        dit: Dit,
+        vae: Vae,
+        tokenizer: Tokenizer,
+        flow: FlowConfig,
+        vision: (&VisionConfig, ParamSet),
+    ) -> Result<Pipeline> {
+        let id = |token: &str| tokenizer.id(token).unwrap_or_default();
+        let ids = SpecialIds {
+            image: id("<|image_pad|>"),
+            video: id("<|video_pad|>"),
+            vision_start: id("<|vision_start|>"),
+            vision_end: id("<|vision_end|>"),
+        };
+        let config = lm.config().to_json(vision.0.to_json(), &ids);
+        let generation = json!({
+            "bos_token_id": tokenizer.end_of_text(),
+            "eos_token_id": [tokenizer.im_end(), tokenizer.end_of_text()],
+            "pad_token_id": tokenizer.end_of_text(),
+            "do_sample": false,
+        });
+        let json = |value: &Value| format!("{value:#}\n").into_bytes();
+        let one = |name: &str, bytes: Vec<u8>| BTreeMap::from([(name.to_owned(), bytes)]);
+        let mut encoder = one("config.json", json(&config));
+        encoder.insert("generation_config.json".to_owned(), json(&generation));
+        let files = BTreeMap::from([
+            (String::new(), one("model_index.json", json(&model_index()))),
+            ("text_encoder".to_owned(), encoder),
+            ("tokenizer".to_owned(), tokenizer.files()?),
+            (
+                "transformer".to_owned(),
+                one("config.json", json(&dit.config().to_json())),
+            ),
+            (
+                "vae".to_owned(),
+                one("config.json", json(&vae.config().to_json())),
+            ),
+            (
+                "scheduler".to_owned(),
+                one("scheduler_config.json", json(&flow.to_json())),
+            ),
+        ]);
+        let carried = Carried {
+            tensors: vision.1,
+            files,
+        };
+        let pipeline = Pipeline {
+            lm,
+            dit,
+            vae,
+            tokenizer,
+            flow,
+            carried,
+        };
+        pipeline.check("a new pipeline")?;
+        Ok(pipeline)
+    }
+
+    /// Whether the parts fit one another.
+    fn check(&self, origin: &str) -> Result<()> {
+        let (text, joint) = (
+            self.lm.config().hidden_size,
+            self.dit.config().joint_attention_dim,
+        );
+        let dit = self.dit.config();
+        let reason = if text != joint {
+            format!("joint_attention_dim is {joint}, the text encoder's hidden_size {text}")
+        } else if self.vae.config().z_dim != dit.out_channels {
+            format!(
+                "out_channels is {}, the vae's z_dim {}",
+                dit.out_channels,
+                self.vae.config().z_dim
+            )
+        } else if dit.patch_size != 2 || dit.in_channels != 4 * dit.out_channels {
+            "patches of 2 x 2 expected: in_channels = 4 x out_channels".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(ModelError::bad_config(origin, "transformer", reason))
+    }
+
+    /// How many pixels a token of the transformer spans on each side.
+    pub fn pixels_per_token(&self) -> i64 {
+        self.vae.config().scale_factor() * self.dit.config().patch_size
+    }
+
+    /// Tokens (height, width) of an image of `width` x `height` pixels.
+    pub fn grid(&self, width: i64, height: i64) -> Result<(i64, i64)> {
+        let side = self.pixels_per_token();
+        if width < side || height < side || width % side != 0 || height % side != 0 {
+            return Err(ModelError::BadInput(format!(
+                "an image of {width} x {height} pixels cannot be made; this model wants multiples \
+                 of {side}"
+            )));
+        }
+        Ok((height / side, width / side))
+    }
+
+    /// Writes the whole folder. Parts are written beside each other; a folder with `model_index.json`
+    /// is complete, since that file is written last.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        for (sub, files) in &self.carried.files {
+            let to = folder.join(sub);
+            std::fs::create_dir_all(&to).map_err(|error| ModelError::io(&to, error))?;
+            for (name, bytes) in files.iter().filter(|(name, _)| *name != "model_index.json") {
+                let path = to.join(name);
+                std::fs::write(&path, bytes).map_err(|error| ModelError::io(&path, error))?;
+            }
+        }
+        self.save_vae_config(&folder.join("vae/config.json"))?;
+        let mut encoder = self.lm.params().to_map();
+        encoder.extend(self.carried.tensors.to_map());
+        weights::write_folder(&folder.join("text_encoder"), LM_STEM, &encoder)?;
+        let dit = self.dit.params().to_map();
+        weights::write_folder(&folder.join("transformer"), DIFFUSERS_STEM, &dit)?;
+        let vae = self.vae.params().to_map();
+        weights::write_folder(&folder.join("vae"), DIFFUSERS_STEM, &vae)?;
+        let index = folder.join("model_index.json");
+        let bytes = self
+            .carried
+            .files
+            .get("")
+            .and_then(|files| files.get("model_index.json"));
+        match bytes {
+            Some(bytes) => {
+                std::fs::write(&index, bytes).map_err(|error| ModelError::io(&index, error))
+            }
+            None => write_json(&index, &model_index()),
+        }
+    }
+
+    /// The statistics of latents may have been measured since the folder was read.
+    fn save_vae_config(&self, path: &Path) -> Result<()> {
+        let mut config = read_json(path)?;
+        let own = self.vae.config();
+        for (key, list) in [
+            ("latents_mean", &own.latents_mean),
+            ("latents_std", &own.latents_std),
+        ] {
+            config[key] = json!(list);
+        }
+        write_json(path, &config)
+    }
+}
+
+fn load_lm(folder: &Path, options: LoadOptions) -> Result<(Lm, ParamSet)> {
+    let path = folder.join("config.json");
+    let mut config = LmConfig::from_json(&read_json(&path)?, &text(&path))?;
+    let mut all = weights::read_folder(folder, LM_STEM)?;
+    if config.tie_word_embeddings {
+        // A tied head may still be written out; it is the table.
+        all.remove("lm_head.weight");
+    } else if !all.contains("lm_head.weight") {
+        config.tie_word_embeddings = true;
+    }
+    let layout = Layout::of(all.names());
+    let mut own = ParamSet::new();
+    for spec in Lm::specs(&config, layout) {
+        if let Some(tensor) = all.remove(&spec.name) {
+            own.insert(spec.name, tensor);
+        }
+    }
+    let lm = Lm::new(config, own.to(options.device, options.lm), &text(folder))?;
+    Ok((lm, all))
+}
+
+fn load_dit(folder: &Path, options: LoadOptions) -> Result<Dit> {
+    let path = folder.join("config.json");
+    let config = DitConfig::from_json(&read_json(&path)?, &text(&path))?;
+    let params = weights::read_folder(folder, DIFFUSERS_STEM)?;
+    Dit::new(
+        config,
+        params.to(options.device, options.dit),
+        &text(folder),
+    )
+}
+
+fn load_vae(folder: &Path, options: LoadOptions) -> Result<Vae> {
+    let path = folder.join("config.json");
+    let config = VaeConfig::from_json(&read_json(&path)?, &text(&path))?;
+    let params = weights::read_folder(folder, DIFFUSERS_STEM)?;
+    Vae::new(
+        config,
+        params.to(options.device, options.vae),
+        &text(folder),
+    )
+}
+
+fn model_index() -> Value {
+    json!({
+        "_class_name": "QwenImagePipeline",
+        "_diffusers_version": "0.37.0",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+        "tokenizer": ["transformers", "Qwen2Tokenizer"],
+        "transformer": ["diffusers", "QwenImageTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKLQwenImage"],
+    })
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
