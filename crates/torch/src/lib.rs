@@ -1,1 +1,25 @@
-//! Skeleton.
+//! The one door to libtorch: process-wide set-up, the device thread, collectives, safetensors,
+//! seeded noise, digests and AdamW.
+//!
+//! All unsafe code and all C++ of the workspace are here; everything public is safe. Tensor
+//! functions of `tch` without an `f_` prefix panic when libtorch refuses; [`device::DeviceThread`]
+//! turns such a panic into an error.
+
+pub mod bytes;
+pub mod collective;
+pub mod device;
+mod digest;
+mod ffi;
+mod finite;
+mod init;
+pub mod optim;
+mod random;
+pub mod tensorfile;
+
+pub use digest::digest_tensors;
+pub use finite::{NonFinite, all_finite, require_finite};
+pub use init::{InitError, Runtime, init};
+pub use random::{normal_tensor, uniform_tensor};
+
+/// Tensors by checkpoint name, in name order: the order of every digest, file and bucket.
+pub type Tensors = std::collections::BTreeMap<String, tch::Tensor>;

@@ -1,0 +1,62 @@
+// The C interface between Rust and libtorch for what `tch` does not offer.
+//
+// Rules: extern "C" only; no C++ type crosses; no exception crosses. A function that can fail
+// returns a negative number or a null pointer, and `duet_last_error` then has the reason, for the
+// calling thread, until its next failure. `DuetTensor` is an `at::Tensor*`, as `tch` holds it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+extern "C" {
+
+typedef struct DuetStore DuetStore;
+typedef struct DuetGroup DuetGroup;
+typedef struct DuetWork DuetWork;
+typedef void* DuetTensor;
+
+// The reason of this thread's last failure; owned by the library.
+const char* duet_last_error();
+
+// ---- Key-value store through which ranks find each other (c10d::TCPStore) ----
+// A server listens on `port` (0: any free port).
+DuetStore* duet_store_new(const char* host, uint16_t port, bool server, int64_t timeout_ms);
+int32_t duet_store_port(DuetStore* store);
+int32_t duet_store_set(DuetStore* store, const char* key, const uint8_t* data, size_t len);
+// 1: the key is there, 0: not (yet), negative: failed. Does not block.
+int32_t duet_store_has(DuetStore* store, const char* key);
+// Blocks until the key is there or the time is over (then it fails). Copies at most `capacity`
+// bytes; returns the length of the value.
+int64_t duet_store_get(DuetStore* store, const char* key, int64_t timeout_ms, uint8_t* out, size_t capacity);
+void duet_store_free(DuetStore* store);
+
+// ---- Process group (c10d::ProcessGroupGloo) ----
+// `bind_host`: the address of this machine that other ranks reach.
+DuetGroup* duet_group_new(DuetStore* store, const char* prefix, const char* bind_host, int32_t rank,
+                          int32_t world, int32_t threads, int64_t timeout_ms);
+// Frees at once if nothing is pending; otherwise a thread of its own waits for what is.
+void duet_group_free(DuetGroup* group);
+
+// All start an operation and return a handle; tensors are contiguous, on the CPU.
+DuetWork* duet_all_reduce(DuetGroup* group, DuetTensor tensor);
+DuetWork* duet_broadcast(DuetGroup* group, DuetTensor tensor, int32_t root);
+// `output` is flat and `world` times as long as `input`.
+DuetWork* duet_all_gather(DuetGroup* group, DuetTensor output, DuetTensor input);
+DuetWork* duet_barrier(DuetGroup* group, int64_t timeout_ms);
+// 1: done, 0: not within `timeout_ms`, negative: failed.
+int32_t duet_work_wait(DuetWork* work, int64_t timeout_ms);
+void duet_work_free(DuetWork* work);
+
+// ---- Optimiser ----
+// One AdamW step on one tensor, in place, with the operations and the order of
+// torch.optim.adamw._single_tensor_adamw. `step` counts from one.
+int32_t duet_adamw(DuetTensor param, DuetTensor grad, DuetTensor exp_avg, DuetTensor exp_avg_sq,
+                   double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step);
+
+// ---- Runtime ----
+int32_t duet_deterministic(bool on);
+// The folder that libtorch_cpu was loaded from. Returns the length, or negative.
+int64_t duet_library_folder(char* out, size_t capacity);
+// The address of the elements of a contiguous CPU tensor, its bytes in `bytes`.
+uint8_t* duet_cpu_data(DuetTensor tensor, size_t* bytes);
+}

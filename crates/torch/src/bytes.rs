@@ -1,0 +1,146 @@
+//! Elements of a tensor as little-endian bytes and back, by one copy of memory.
+
+use crate::ffi;
+use tch::{Device, Kind, TchError, Tensor};
+
+/// Bytes and shape do not fit together.
+#[derive(Debug, thiserror::Error)]
+pub enum BytesError {
+    /// Too few or too many bytes.
+    #[error("{kind:?} of shape {shape:?} takes {expected} bytes, {found} are there")]
+    Length {
+        /// The shape.
+        shape: Vec<i64>,
+        /// The element type.
+        kind: Kind,
+        /// What it takes.
+        expected: usize,
+        /// What there is.
+        found: usize,
+    },
+    /// libtorch refused.
+    #[error("libtorch: {0}")]
+    Torch(#[from] TchError),
+}
+
+/// The elements of `tensor` in row-major order, whatever its layout and device.
+///
+/// # Errors
+/// When libtorch cannot copy it to the CPU.
+pub fn to_bytes(tensor: &Tensor) -> Result<Vec<u8>, TchError> {
+    let host = on_host(tensor)?;
+    Ok(with_bytes(&host, <[u8]>::to_vec))
+}
+
+/// Gives the elements of `tensor` to `read` without a copy where it already is contiguous and on
+/// the CPU.
+///
+/// # Errors
+/// When libtorch cannot copy it to the CPU.
+pub fn read_bytes<T>(tensor: &Tensor, read: impl FnOnce(&[u8]) -> T) -> Result<T, TchError> {
+    let host = on_host(tensor)?;
+    Ok(with_bytes(&host, read))
+}
+
+/// A CPU tensor with these elements, in memory that libtorch aligned itself (kernels choose their
+/// path by alignment, so a tensor over foreign memory could differ in the last bit).
+///
+/// # Errors
+/// [`BytesError::Length`] when the bytes are not exactly those of `shape` and `kind`.
+pub fn from_bytes(data: &[u8], shape: &[i64], kind: Kind) -> Result<Tensor, BytesError> {
+    let count = shape
+        .iter()
+        .try_fold(1usize, |n, dim| n.checked_mul(usize::try_from(*dim).ok()?));
+    let expected = count
+        .and_then(|n| n.checked_mul(kind.elt_size_in_bytes()))
+        .unwrap_or(usize::MAX);
+    if expected != data.len() {
+        return Err(BytesError::Length {
+            shape: shape.to_vec(),
+            kind,
+            expected,
+            found: data.len(),
+        });
+    }
+    let tensor = Tensor::f_empty(shape, (kind, Device::Cpu))?;
+    write_bytes(&tensor, data);
+    Ok(tensor)
+}
+
+fn on_host(tensor: &Tensor) -> Result<Tensor, TchError> {
+    tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()
+}
+
+fn with_bytes<T>(host: &Tensor, read: impl FnOnce(&[u8]) -> T) -> T {
+    let mut len = 0usize;
+    // SAFETY: `host` is a live, contiguous CPU tensor (made so by `on_host`).
+    let data = unsafe { ffi::duet_cpu_data(ffi::raw(host), &mut len) };
+    if data.is_null() || len == 0 {
+        return read(&[]);
+    }
+    // SAFETY: libtorch says that `len` bytes lie at `data`; `host` outlives the slice.
+    read(unsafe { std::slice::from_raw_parts(data, len) })
+}
+
+fn write_bytes(fresh: &Tensor, data: &[u8]) {
+    let mut len = 0usize;
+    // SAFETY: `fresh` was made by `from_bytes` and is shared with nobody.
+    let to = unsafe { ffi::duet_cpu_data(ffi::raw(fresh), &mut len) };
+    if to.is_null() || len == 0 {
+        return;
+    }
+    debug_assert_eq!(len, data.len());
+    // SAFETY: both regions are `len` bytes long and do not overlap.
+    unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to, len.min(data.len())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_survives_whatever_its_layout() {
+        for kind in [
+            Kind::Uint8,
+            Kind::Int64,
+            Kind::Float,
+            Kind::Double,
+            Kind::BFloat16,
+            Kind::Half,
+            Kind::Bool,
+        ] {
+            let tensor = Tensor::arange(24, (Kind::Float, Device::Cpu))
+                .to_kind(kind)
+                .reshape([2, 3, 4]);
+            let turned = tensor.permute([2, 0, 1]);
+            let bytes = to_bytes(&turned).unwrap();
+            assert_eq!(bytes.len(), 24 * kind.elt_size_in_bytes());
+            let back = from_bytes(&bytes, &[4, 2, 3], kind).unwrap();
+            assert_eq!(back, turned, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn floats_are_little_endian() {
+        let bytes = to_bytes(&Tensor::from_slice(&[1.5f32, -2.0])).unwrap();
+        assert_eq!(
+            bytes,
+            [1.5f32.to_le_bytes(), (-2.0f32).to_le_bytes()].concat()
+        );
+    }
+
+    #[test]
+    fn wrong_lengths_are_refused() {
+        let error = from_bytes(&[0; 7], &[2], Kind::Float).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Float of shape [2] takes 8 bytes, 7 are there"
+        );
+        assert!(from_bytes(&[], &[i64::MAX, 4], Kind::Float).is_err());
+        assert!(from_bytes(&[], &[-1], Kind::Float).is_err());
+        assert_eq!(
+            from_bytes(&[], &[0, 3], Kind::Float).unwrap().size(),
+            [0, 3]
+        );
+    }
+}

@@ -1,0 +1,244 @@
+//! safetensors files: what is written comes back, and nothing broken comes in.
+
+use duet_torch::Tensors;
+use duet_torch::tensorfile::{
+    Content, Metadata, ShardedFile, TensorFile, TensorFileError, TensorSource, encode,
+    encode_contents, write, write_sharded,
+};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::fs;
+use tch::{Device, Kind, Tensor};
+
+fn sample() -> Tensors {
+    let numbers = |kind, shape: &[i64]| {
+        Tensor::arange(shape.iter().product::<i64>(), (Kind::Float, Device::Cpu))
+            .to_kind(kind)
+            .view(shape)
+    };
+    [
+        (
+            "layers.0.weight".to_owned(),
+            numbers(Kind::Float, &[3, 5]).transpose(0, 1),
+        ),
+        ("layers.1.weight".to_owned(), numbers(Kind::BFloat16, &[4])),
+        ("scalar".to_owned(), Tensor::from(2.5f64)),
+        ("images".to_owned(), numbers(Kind::Uint8, &[1, 2, 3])),
+        (
+            "empty".to_owned(),
+            Tensor::zeros([0, 4], (Kind::Int64, Device::Cpu)),
+        ),
+    ]
+    .into()
+}
+
+fn metadata() -> Metadata {
+    [
+        ("format", "pt"),
+        ("note", "two \"quotes\""),
+        ("window", "3"),
+    ]
+    .map(|(a, b)| (a.into(), b.into()))
+    .into()
+}
+
+#[test]
+fn what_is_written_comes_back() {
+    let bytes = encode(&sample(), &metadata()).unwrap();
+    assert_eq!(
+        bytes,
+        encode(&sample(), &metadata()).unwrap(),
+        "equal content, equal bytes"
+    );
+    let file = TensorFile::from_bytes("sample", bytes.clone()).unwrap();
+    assert_eq!(file.metadata(), &metadata());
+    let back = file.load_all(Device::Cpu).unwrap();
+    assert_eq!(back, sample());
+    assert_eq!(back["scalar"].size(), [0i64; 0]);
+    // The reference implementation reads it too.
+    let reference = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(reference.len(), 5);
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    assert_eq!(header % 8, 0);
+}
+
+#[test]
+fn a_file_is_mapped_and_read_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.safetensors");
+    let tensors = sample();
+    let contents = tensors
+        .iter()
+        .map(|(n, t)| (n.clone(), Content::Tensor(t)))
+        .collect();
+    write(&path, &contents, &metadata()).unwrap();
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "nothing is left beside it"
+    );
+    let file = TensorFile::open(&path).unwrap();
+    assert_eq!(file.spec("layers.0.weight").unwrap().shape, [5, 3]);
+    let half = file
+        .load_as("layers.0.weight", Device::Cpu, Kind::BFloat16)
+        .unwrap();
+    assert_eq!(half.kind(), Kind::BFloat16);
+    let label = path.display();
+    for (error, text) in [
+        (
+            file.load("nobody", Device::Cpu).unwrap_err(),
+            format!("{label} has no tensor `nobody`"),
+        ),
+        (
+            file.load_exact("scalar", Device::Cpu, Kind::Float, &[])
+                .unwrap_err(),
+            format!("{label}: tensor `scalar` is Double, expected Float"),
+        ),
+        (
+            file.load_exact("images", Device::Cpu, Kind::Uint8, &[6])
+                .unwrap_err(),
+            format!("{label}: tensor `images` has shape [1, 2, 3], expected [6]"),
+        ),
+    ] {
+        assert_eq!(error.to_string(), text);
+    }
+}
+
+#[test]
+fn every_truncation_is_named() {
+    let whole = encode(&sample(), &metadata()).unwrap();
+    for len in 0..whole.len() {
+        let error = TensorFile::from_bytes("cut", whole[..len].to_vec())
+            .err()
+            .unwrap();
+        assert!(
+            matches!(error, TensorFileError::Truncated { .. }),
+            "{len}: {error}"
+        );
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("empty.safetensors");
+    fs::write(&path, []).unwrap();
+    let error = TensorFile::open(&path).err().unwrap();
+    assert!(
+        error
+            .to_string()
+            .ends_with("is truncated: 0 bytes, its header promises 8"),
+        "{error}"
+    );
+    let error = TensorFile::open(folder.path().join("none")).err().unwrap();
+    assert!(error.to_string().contains("No such file"), "{error}");
+}
+
+/// Replaces `from` by `to` (of equal length) in the header.
+fn tampered(from: &str, to: &str) -> Result<TensorFile, TensorFileError> {
+    assert_eq!(from.len(), to.len());
+    let mut bytes = encode(&sample(), &metadata()).unwrap();
+    let at = bytes
+        .windows(from.len())
+        .position(|w| w == from.as_bytes())
+        .unwrap();
+    bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+    TensorFile::from_bytes("tampered", bytes)
+}
+
+#[test]
+fn headers_that_contradict_themselves_are_refused() {
+    for (from, to) in [
+        ("\"F32\"", "\"F64\""),
+        ("[5,3]", "[5,4]"),
+        ("[5,3]", "[5,\"]"),
+        ("\"shape\"", "\"shame\""),
+        ("\"F32\"", "\"X32\""),
+        ("{\"__meta", "[\"__meta"),
+        ("[8,68]", "[0,60]"),
+    ] {
+        let error = tampered(from, to)
+            .err()
+            .unwrap_or_else(|| panic!("{from} -> {to} was taken"));
+        assert!(error.to_string().contains("tampered"), "{error}");
+    }
+    let mut longer = encode(&sample(), &metadata()).unwrap();
+    longer.push(0);
+    assert!(TensorFile::from_bytes("longer", longer).is_err());
+    let huge = [u64::MAX.to_le_bytes().as_slice(), b"{}"].concat();
+    let error = TensorFile::from_bytes("huge", huge).err().unwrap();
+    assert!(error.to_string().contains("a header of"), "{error}");
+}
+
+#[test]
+fn elements_that_cannot_be_computed_with_are_carried_but_not_loaded() {
+    let data = [1u8, 2, 3, 4];
+    let raw = Content::Raw {
+        dtype: safetensors::Dtype::F8_E4M3,
+        shape: vec![4],
+        data: &data,
+    };
+    let bytes =
+        encode_contents(&BTreeMap::from([("q".to_owned(), raw)]), &Metadata::new()).unwrap();
+    let file = TensorFile::from_bytes("fp8", bytes).unwrap();
+    assert_eq!(file.raw("q").unwrap().1, data);
+    let error = file.load("q", Device::Cpu).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "fp8: tensor `q` has elements of type F8_E4M3, which cannot be computed with"
+    );
+}
+
+#[test]
+fn split_files_are_read_through_their_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors = sample();
+    let contents = || {
+        tensors
+            .iter()
+            .map(|(n, t)| (n.clone(), Content::Tensor(t)))
+            .collect()
+    };
+    let whole = write_sharded(
+        folder.path().join("one"),
+        "model",
+        contents(),
+        &metadata(),
+        1 << 20,
+    )
+    .unwrap();
+    assert_eq!(whole.len(), 1);
+    let split = folder.path().join("many");
+    let paths = write_sharded(&split, "model", contents(), &metadata(), 16).unwrap();
+    assert!(paths.len() > 3);
+    for place in ["one", "many"] {
+        let file = ShardedFile::open(folder.path().join(place), "model").unwrap();
+        assert_eq!(file.load_all(Device::Cpu).unwrap(), sample());
+    }
+    // A shard that is gone, and an index that points outside its folder, are named.
+    let index = split.join("model.safetensors.index.json");
+    let text = fs::read_to_string(&index).unwrap();
+    fs::remove_file(&paths[0]).unwrap();
+    let error = ShardedFile::open(&split, "model").err().unwrap();
+    assert!(error.to_string().contains("model-00001-of-"), "{error}");
+    fs::write(&index, text.replace("model-00001", "../model-00001")).unwrap();
+    let error = ShardedFile::open(&split, "model").err().unwrap();
+    assert!(
+        error
+            .to_string()
+            .contains("is not the name of a file beside it"),
+        "{error}"
+    );
+}
+
+proptest! {
+    /// Any bytes at all: an error or a file, never a panic.
+    #[test]
+    fn rubbish_never_panics(mut bytes in prop::collection::vec(any::<u8>(), 0..400), at in 0usize..400, value: u8) {
+        let _ = TensorFile::from_bytes("rubbish", bytes.clone());
+        let mut good = encode(&sample(), &metadata()).unwrap();
+        let len = good.len();
+        good[at % len] = value;
+        if let Ok(file) = TensorFile::from_bytes("flipped", good) {
+            let _ = file.load_all(Device::Cpu);
+        }
+        bytes.splice(0..0, (bytes.len() as u64).to_le_bytes());
+        let _ = TensorFile::from_bytes("framed", bytes);
+    }
+}
