@@ -9,14 +9,20 @@
 #![forbid(unsafe_code)]
 
 pub mod artifact;
+pub mod decoder;
 pub mod dit;
+pub mod embed;
 pub mod error;
 pub mod flow;
+pub mod generate;
 pub mod lm;
+pub mod logprob;
 pub mod nn;
 pub mod params;
 pub mod pipeline;
+pub mod render;
 pub mod sde;
+pub mod template;
 pub mod tokenizer;
 pub mod vae;
 mod weights;

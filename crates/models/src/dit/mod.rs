@@ -15,7 +15,7 @@ use crate::nn::{Linear, fetch, rms_norm};
 use crate::params::{Init, ParamSet, ParamSpec};
 use block::{BlockMods, EPS, Shared, modulated_norm};
 use duet_core::Seed;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use time::TimeEmbedding;
 
 /// Text that conditions a batch, taken through the input layers once and used in every step.
@@ -25,6 +25,17 @@ pub struct Text {
     hidden: Tensor,
     /// `[B, T]` bool; `None`: no padding.
     mask: Option<Tensor>,
+}
+
+impl Text {
+    /// The same text for each of `batch` samples, when it is one text.
+    pub fn expand(&self, batch: i64) -> Text {
+        let wide = |x: &Tensor, rest: &[i64]| x.expand([&[batch], rest].concat(), false);
+        Text {
+            hidden: wide(&self.hidden, &[-1, -1]),
+            mask: self.mask.as_ref().map(|mask| wide(mask, &[-1])),
+        }
+    }
 }
 
 /// Modulations of all blocks for a list of times, computed once for a whole schedule.
@@ -116,6 +127,11 @@ impl Dit {
     /// Its parameters, by checkpoint name.
     pub fn params(&self) -> &ParamSet {
         &self.params
+    }
+
+    /// The device that its weights are on.
+    pub fn device(&self) -> Device {
+        self.img_in.weight.device()
     }
 
     /// The dtype it computes in.

@@ -128,6 +128,11 @@ impl Lm {
         &self.config
     }
 
+    /// The device that its weights are on.
+    pub fn device(&self) -> tch::Device {
+        self.embed.device()
+    }
+
     /// How its tensors are named.
     pub fn layout(&self) -> Layout {
         self.layout

@@ -226,6 +226,14 @@ impl Vae {
         &self.params
     }
 
+    /// The dtype it computes in.
+    pub fn kind(&self) -> Kind {
+        self.params
+            .iter()
+            .next()
+            .map_or(Kind::Float, |(_, tensor)| tensor.kind())
+    }
+
     /// Sets the statistics that latents are normalised with (per channel), as measured after
     /// training.
     pub fn set_latent_statistics(&mut self, mean: &[f64], std: &[f64]) -> Result<()> {

@@ -1,0 +1,279 @@
+//! One token at a time: the language model's weights laid out for sampling, and its KV cache.
+
+use crate::lm::{Layer, Lm, LmConfig};
+use crate::nn::{Linear, attention, rms_norm};
+use std::sync::atomic::Ordering;
+use tch::{Kind, Tensor};
+
+/// Models above this many parameters keep their weights as they are: fused copies would double
+/// the memory and save little.
+const FUSE_BELOW: i64 = 300_000_000;
+/// Positions that the cache grows by.
+const BLOCK: i64 = 64;
+
+/// A weight as `x W + b` wants it, adapter merged in.
+#[derive(Debug)]
+struct Fused {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Fused {
+    /// Several layers of one input, as one.
+    fn of(layers: &[&Linear]) -> Fused {
+        let weights: Vec<Tensor> = layers.iter().map(|layer| merged(layer)).collect();
+        let biases: Vec<&Tensor> = layers
+            .iter()
+            .filter_map(|layer| layer.bias.as_ref())
+            .collect();
+        let weight = match weights.as_slice() {
+            [one] => one.shallow_clone(),
+            many => Tensor::cat(many, 0),
+        };
+        let bias = match biases.as_slice() {
+            [] => None,
+            [one] => Some(one.detach()),
+            many => Some(Tensor::cat(many, 0).detach()),
+        };
+        Fused { weight, bias }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, self.bias.as_ref())
+    }
+}
+
+/// The weight that a layer acts with.
+fn merged(layer: &Linear) -> Tensor {
+    let weight = layer.weight.detach();
+    match &layer.adapter {
+        Some(adapter) if adapter.on.load(Ordering::Relaxed) => {
+            weight + adapter.b.detach().matmul(&adapter.a.detach()) * adapter.scale
+        }
+        _ => weight,
+    }
+}
+
+#[derive(Debug)]
+struct Step {
+    input_norm: Tensor,
+    qkv: Vec<Fused>,
+    out: Fused,
+    post_norm: Tensor,
+    gate_up: Vec<Fused>,
+    down: Fused,
+}
+
+impl Step {
+    fn new(layer: &Layer, fuse: bool) -> Step {
+        let group = |layers: &[&Linear]| match fuse {
+            true => vec![Fused::of(layers)],
+            false => layers.iter().map(|layer| Fused::of(&[layer])).collect(),
+        };
+        Step {
+            input_norm: layer.input_norm.detach(),
+            qkv: group(&[&layer.q, &layer.k, &layer.v]),
+            out: Fused::of(&[&layer.o]),
+            post_norm: layer.post_norm.detach(),
+            gate_up: group(&[&layer.gate, &layer.up]),
+            down: Fused::of(&[&layer.down]),
+        }
+    }
+}
+
+/// `[.., parts]` of the input through every layer of a group.
+fn apply(group: &[Fused], x: &Tensor) -> Tensor {
+    match group {
+        [one] => one.forward(x),
+        many => Tensor::cat(
+            &many
+                .iter()
+                .map(|layer| layer.forward(x))
+                .collect::<Vec<_>>(),
+            -1,
+        ),
+    }
+}
+
+/// Keys and values of one layer, `[n, kv_heads, capacity, head_dim]` each.
+#[derive(Debug)]
+struct Slot {
+    k: Tensor,
+    v: Tensor,
+}
+
+/// The state of `n` sequences that are all equally long.
+#[derive(Debug)]
+pub struct Cache {
+    slots: Vec<Slot>,
+    length: i64,
+    capacity: i64,
+}
+
+impl Cache {
+    /// Positions filled.
+    pub fn len(&self) -> i64 {
+        self.length
+    }
+
+    /// Whether no position is filled.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Copies of the one sequence in it, for `n` sequences with room for `more` positions.
+    pub fn fork(&self, n: i64, more: i64) -> Cache {
+        let capacity = self.length + more.min(BLOCK);
+        let widen = |x: &Tensor| grown(&x.expand([n, -1, -1, -1], false), self.length, capacity);
+        let slots = self.slots.iter().map(|slot| Slot {
+            k: widen(&slot.k),
+            v: widen(&slot.v),
+        });
+        Cache {
+            slots: slots.collect(),
+            length: self.length,
+            capacity,
+        }
+    }
+
+    /// Keeps the sequences `rows` and forgets the others.
+    pub fn keep(&mut self, rows: &Tensor) {
+        for slot in &mut self.slots {
+            slot.k = slot.k.index_select(0, rows);
+            slot.v = slot.v.index_select(0, rows);
+        }
+    }
+
+    fn reserve(&mut self, positions: i64) {
+        if self.length + positions <= self.capacity {
+            return;
+        }
+        self.capacity = self.length + positions.max(BLOCK);
+        for slot in &mut self.slots {
+            slot.k = grown(&slot.k, self.length, self.capacity);
+            slot.v = grown(&slot.v, self.length, self.capacity);
+        }
+    }
+}
+
+/// The first `length` positions of `x` in a tensor with room for `capacity`.
+fn grown(x: &Tensor, length: i64, capacity: i64) -> Tensor {
+    let mut shape = x.size();
+    shape[2] = capacity;
+    let out = Tensor::empty(shape.as_slice(), (x.kind(), x.device()));
+    out.narrow(2, 0, length).copy_(&x.narrow(2, 0, length));
+    out
+}
+
+/// The language model, laid out for sampling with one policy version. Make a new one after every
+/// change of the weights.
+#[derive(Debug)]
+pub struct Decoder<'a> {
+    lm: &'a Lm,
+    config: &'a LmConfig,
+    steps: Vec<Step>,
+    norm: Tensor,
+    head: Fused,
+}
+
+impl<'a> Decoder<'a> {
+    /// Lays the weights out; adapters that are on are merged in.
+    pub fn new(lm: &'a Lm) -> Decoder<'a> {
+        let fuse = lm.params().numel() < FUSE_BELOW;
+        tch::no_grad(|| Decoder {
+            lm,
+            config: lm.config(),
+            steps: lm
+                .layers()
+                .iter()
+                .map(|layer| Step::new(layer, fuse))
+                .collect(),
+            norm: lm.final_norm().detach(),
+            head: Fused::of(&[lm.head()]),
+        })
+    }
+
+    /// The model.
+    pub fn lm(&self) -> &Lm {
+        self.lm
+    }
+
+    /// An empty cache for one sequence.
+    pub fn cache(&self) -> Cache {
+        let config = self.config;
+        let shape = [1, config.num_key_value_heads, 0, config.head_dim()];
+        let options = (self.norm.kind(), self.norm.device());
+        let slots = self.steps.iter().map(|_| Slot {
+            k: Tensor::empty(shape, options),
+            v: Tensor::empty(shape, options),
+        });
+        Cache {
+            slots: slots.collect(),
+            length: 0,
+            capacity: 0,
+        }
+    }
+
+    /// Feeds tokens `[n, T]` (T is 1 once the prompt is in) and gives the logits after the last
+    /// one, `[n, V]` fp32.
+    pub fn advance(&self, tokens: &Tensor, cache: &mut Cache) -> Tensor {
+        tch::no_grad(|| {
+            let (n, length) = (tokens.size()[0], tokens.size()[1]);
+            cache.reserve(length);
+            let mut x = self.lm.embed(tokens);
+            let rotation = self.lm.rotation(cache.length, length);
+            // [T, 1, D]: heads come after positions here.
+            let (cos, sin) = (rotation.cos.unsqueeze(1), rotation.sin.unsqueeze(1));
+            let eps = self.config.rms_norm_eps;
+            for (step, slot) in self.steps.iter().zip(&cache.slots) {
+                let qkv = apply(&step.qkv, &rms_norm(&x, &step.input_norm, eps));
+                let attended = self.attend(&qkv, (&cos, &sin), slot, cache.length, (n, length));
+                x += step.out.forward(&attended);
+                let inner = apply(&step.gate_up, &rms_norm(&x, &step.post_norm, eps));
+                let half = self.config.intermediate_size;
+                let gated = inner.narrow(2, 0, half).silu() * inner.narrow(2, half, half);
+                x += step.down.forward(&gated);
+            }
+            cache.length += length;
+            let last = x.select(1, length - 1);
+            self.head
+                .forward(&rms_norm(&last, &self.norm, eps))
+                .to_kind(Kind::Float)
+        })
+    }
+
+    fn attend(
+        &self,
+        qkv: &Tensor,
+        (cos, sin): (&Tensor, &Tensor),
+        slot: &Slot,
+        at: i64,
+        (n, length): (i64, i64),
+    ) -> Tensor {
+        let config = self.config;
+        let (heads, kv, d) = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim(),
+        );
+        let split = qkv.view([n, length, heads + 2 * kv, d]);
+        let turned = split.narrow(2, 0, heads + kv);
+        let turned = (&turned * cos).addcmul(&turned.roll([d / 2], [3]), sin);
+        let (mut k_at, mut v_at) = (slot.k.narrow(2, at, length), slot.v.narrow(2, at, length));
+        k_at.copy_(&turned.narrow(2, heads, kv).transpose(1, 2));
+        v_at.copy_(&split.narrow(2, heads + kv, kv).transpose(1, 2));
+        let (k, v) = (
+            slot.k.narrow(2, 0, at + length),
+            slot.v.narrow(2, 0, at + length),
+        );
+        let q = turned.narrow(2, 0, heads);
+        if length == 1 {
+            // Query heads of one key head act as its queries: no key is repeated.
+            let q = q.reshape([n, kv, heads / kv, d]);
+            return attention(&q, &k, &v, None, false).reshape([n, 1, heads * d]);
+        }
+        // Only an empty cache is filled with several tokens at once, so the triangle is square.
+        let out = attention(&q.transpose(1, 2), &k, &v, None, true);
+        out.transpose(1, 2).reshape([n, length, heads * d])
+    }
+}
