@@ -48,7 +48,8 @@ fn merged(layer: &Linear) -> Tensor {
     let weight = layer.weight.detach();
     match &layer.adapter {
         Some(adapter) if adapter.on.load(Ordering::Relaxed) => {
-            weight + adapter.b.detach().matmul(&adapter.a.detach()) * adapter.scale
+            let delta = adapter.b.detach().matmul(&adapter.a.detach()) * adapter.scale;
+            (weight.to_kind(Kind::Float) + delta).to_kind(weight.kind())
         }
         _ => weight,
     }

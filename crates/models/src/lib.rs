@@ -10,6 +10,7 @@
 
 pub mod artifact;
 pub mod decoder;
+pub mod defaults;
 pub mod dit;
 pub mod embed;
 pub mod error;
@@ -17,6 +18,8 @@ pub mod flow;
 pub mod generate;
 pub mod lm;
 pub mod logprob;
+pub mod lora;
+pub mod loss;
 pub mod nn;
 pub mod params;
 pub mod pipeline;

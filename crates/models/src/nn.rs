@@ -50,8 +50,7 @@ impl Linear {
         let y = x.linear(&self.weight, self.bias.as_ref());
         match &self.adapter {
             Some(adapter) if adapter.on.load(Ordering::Relaxed) => {
-                let low = x.linear::<Tensor>(&adapter.a, None);
-                y + low.linear::<Tensor>(&adapter.b, None) * adapter.scale
+                y + crate::lora::low_rank(adapter, x)
             }
             _ => y,
         }

@@ -1,0 +1,355 @@
+//! Low-rank adapters (LoRA, arXiv 2106.09685) with PEFT's names and files.
+//!
+//! The reference policy is the same model with its adapter switched off.
+
+use crate::dit::Dit;
+use crate::error::{ModelError, Result};
+use crate::lm::Lm;
+use crate::nn::{Adapter, Linear};
+use crate::params::{Init, ParamSet, ParamSpec};
+use crate::pipeline::{read_json, write_json};
+use crate::weights;
+use duet_core::Seed;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tch::{Kind, Tensor};
+
+/// What PEFT puts before module names.
+const PREFIX: &str = "base_model.model.";
+
+/// Which layers get an adapter, and how large.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// Rank.
+    pub rank: i64,
+    /// The adapter is scaled by alpha / rank.
+    pub alpha: f64,
+    /// Layers: whole names, or what names end with after a dot (`attn.to_q`).
+    pub targets: Vec<String>,
+}
+
+impl LoraConfig {
+    /// The twelve layers of every block that Flow-GRPO trains in Qwen-Image.
+    pub fn dit_targets() -> Vec<String> {
+        let attention = ["q", "k", "v"].into_iter();
+        let joint = attention.flat_map(|x| [format!("attn.to_{x}"), format!("attn.add_{x}_proj")]);
+        let rest = [
+            "attn.to_out.0",
+            "attn.to_add_out",
+            "img_mlp.net.0.proj",
+            "img_mlp.net.2",
+            "txt_mlp.net.0.proj",
+            "txt_mlp.net.2",
+        ];
+        joint.chain(rest.map(str::to_owned)).collect()
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.targets.iter().any(|target| {
+            name == target
+                || name
+                    .strip_suffix(target.as_str())
+                    .is_some_and(|s| s.ends_with('.'))
+        })
+    }
+}
+
+/// A model that adapters can be put on.
+pub trait Adaptable {
+    /// Its linear layers.
+    fn linears(&mut self) -> Vec<&mut Linear>;
+    /// The name that PEFT knows a layer by: the module's path in the published implementation.
+    fn module(&self, layer: &str) -> String;
+}
+
+impl Adaptable for Dit {
+    fn linears(&mut self) -> Vec<&mut Linear> {
+        self.linears_mut()
+    }
+
+    fn module(&self, layer: &str) -> String {
+        layer.to_owned()
+    }
+}
+
+impl Adaptable for Lm {
+    fn linears(&mut self) -> Vec<&mut Linear> {
+        self.linears_mut()
+    }
+
+    /// In memory, transformers nests the language model whatever the file's layout.
+    fn module(&self, layer: &str) -> String {
+        match layer.strip_prefix(self.layout().prefix()) {
+            Some(rest) => format!("{}{rest}", crate::lm::Layout::Nested.prefix()),
+            None => layer.to_owned(),
+        }
+    }
+}
+
+/// An adapter on a model. Its tensors are fp32, whatever the model's dtype.
+#[derive(Debug)]
+pub struct Lora {
+    config: LoraConfig,
+    params: ParamSet,
+    on: Arc<AtomicBool>,
+}
+
+impl Lora {
+    /// Puts a new adapter on `model`: A gaussian with standard deviation 1 / rank, B zero (PEFT's
+    /// `init_lora_weights = "gaussian"`), so it changes nothing until it is trained.
+    ///
+    /// # Errors
+    /// When a target matches no layer, or a layer has an adapter already.
+    pub fn attach(model: &mut impl Adaptable, config: LoraConfig, seed: &Seed) -> Result<Lora> {
+        let specs = specs(model, &config)?;
+        let params = ParamSet::init(&specs, seed);
+        Lora::put(model, config, params)
+    }
+
+    /// Puts an adapter that PEFT or [`Lora::save`] wrote on `model`.
+    pub fn load(model: &mut impl Adaptable, folder: &Path) -> Result<Lora> {
+        let path = folder.join("adapter_config.json");
+        let config = read_config(&read_json(&path)?, &path)?;
+        let mut params = ParamSet::new();
+        weights::read_file(&folder.join("adapter_model.safetensors"), &mut params)?;
+        let specs = specs(model, &config)?;
+        params.check(&specs, &folder.display().to_string())?;
+        if let Some(name) = params
+            .names()
+            .find(|name| specs.iter().all(|s| s.name != **name))
+        {
+            let reason = format!("tensor `{name}` belongs to no layer that the config targets");
+            return Err(ModelError::bad_file(folder, reason));
+        }
+        let device = params
+            .iter()
+            .next()
+            .map_or(tch::Device::Cpu, |(_, t)| t.device());
+        Lora::put(model, config, params.to(device, Kind::Float))
+    }
+
+    fn put(model: &mut impl Adaptable, config: LoraConfig, params: ParamSet) -> Result<Lora> {
+        let names: Vec<String> = model.linears().iter().map(|l| l.name.clone()).collect();
+        let keys: Vec<[String; 2]> = names
+            .iter()
+            .map(|name| key_pair(&model.module(name)))
+            .collect();
+        let on = Arc::new(AtomicBool::new(true));
+        let device = model
+            .linears()
+            .first()
+            .map_or(tch::Device::Cpu, |l| l.weight.device());
+        let params = params.to(device, Kind::Float);
+        for (linear, [a, b]) in model.linears().into_iter().zip(&keys) {
+            let (Some(a), Some(b)) = (params.get(a), params.get(b)) else {
+                continue;
+            };
+            if linear.adapter.is_some() {
+                let reason = format!("layer `{}` has an adapter already", linear.name);
+                return Err(ModelError::BadInput(reason));
+            }
+            let (a, b) = (a.shallow_clone(), b.shallow_clone());
+            let scale = config.alpha / config.rank as f64;
+            linear.adapter = Some(Adapter {
+                a,
+                b,
+                scale,
+                on: Arc::clone(&on),
+            });
+        }
+        Ok(Lora { config, params, on })
+    }
+
+    /// Its config.
+    pub fn config(&self) -> &LoraConfig {
+        &self.config
+    }
+
+    /// Its tensors, by PEFT's names.
+    pub fn params(&self) -> &ParamSet {
+        &self.params
+    }
+
+    /// Runs `work` with the adapter off: under the reference policy.
+    pub fn without<T>(&self, work: impl FnOnce() -> T) -> T {
+        let was = self.on.swap(false, Ordering::Relaxed);
+        let out = work();
+        self.on.store(was, Ordering::Relaxed);
+        out
+    }
+
+    /// Adds the adapter to the weights of `model` and switches it off: the same policy, faster to
+    /// sample with.
+    pub fn merge(&self, model: &mut impl Adaptable) {
+        if self.on.swap(false, Ordering::Relaxed) {
+            self.add(model, 1.0);
+        }
+    }
+
+    /// Takes the adapter out of the weights of `model` again (up to rounding) and switches it on.
+    pub fn unmerge(&self, model: &mut impl Adaptable) {
+        if !self.on.swap(true, Ordering::Relaxed) {
+            self.add(model, -1.0);
+        }
+    }
+
+    /// Takes the adapter off the model without merging it.
+    pub fn detach(self, model: &mut impl Adaptable) -> ParamSet {
+        for linear in model.linears() {
+            if linear
+                .adapter
+                .as_ref()
+                .is_some_and(|adapter| Arc::ptr_eq(&adapter.on, &self.on))
+            {
+                linear.adapter = None;
+            }
+        }
+        self.params
+    }
+
+    fn add(&self, model: &mut impl Adaptable, sign: f64) {
+        tch::no_grad(|| {
+            for linear in model.linears() {
+                let Some(adapter) = &linear.adapter else {
+                    continue;
+                };
+                let delta = adapter.b.matmul(&adapter.a) * (adapter.scale * sign);
+                let sum = linear.weight.to_kind(Kind::Float) + delta;
+                linear.weight.shallow_clone().copy_(&sum);
+            }
+        });
+    }
+
+    /// Writes `adapter_model.safetensors` and `adapter_config.json`, which PEFT loads.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(|error| ModelError::io(folder, error))?;
+        weights::write_folder(folder, "adapter_model", &self.params.to_map())?;
+        write_json(
+            &folder.join("adapter_config.json"),
+            &config_json(&self.config),
+        )
+    }
+}
+
+fn key_pair(module: &str) -> [String; 2] {
+    ["A", "B"].map(|part| format!("{PREFIX}{module}.lora_{part}.weight"))
+}
+
+/// The adapter's tensors for every layer that the config targets.
+fn specs(model: &mut impl Adaptable, config: &LoraConfig) -> Result<Vec<ParamSpec>> {
+    if config.rank < 1 || !config.alpha.is_finite() {
+        let reason = format!(
+            "an adapter of rank {} and alpha {}",
+            config.rank, config.alpha
+        );
+        return Err(ModelError::BadInput(format!(
+            "{reason} cannot be; give a rank above zero"
+        )));
+    }
+    let layers: Vec<(String, Vec<i64>)> = model
+        .linears()
+        .iter()
+        .map(|linear| (linear.name.clone(), linear.weight.size()))
+        .collect();
+    let mut out = Vec::new();
+    let mut unmet: Vec<&String> = config.targets.iter().collect();
+    for (name, shape) in &layers {
+        let module = model.module(name);
+        if !config.wants(&module) {
+            continue;
+        }
+        unmet.retain(|target| {
+            let one = LoraConfig {
+                targets: vec![(*target).clone()],
+                ..config.clone()
+            };
+            !one.wants(&module)
+        });
+        let [a, b] = key_pair(&module);
+        let gaussian = Init::Normal(1.0 / config.rank as f64);
+        out.push(ParamSpec::new(a, &[config.rank, shape[1]], gaussian));
+        out.push(ParamSpec::new(b, &[shape[0], config.rank], Init::Zeros));
+    }
+    match unmet.first() {
+        Some(target) => Err(ModelError::BadInput(format!(
+            "adapter target `{target}` matches no linear layer of the model"
+        ))),
+        None if out.is_empty() => Err(ModelError::BadInput(
+            "an adapter needs at least one target layer".to_owned(),
+        )),
+        None => Ok(out),
+    }
+}
+
+fn config_json(config: &LoraConfig) -> Value {
+    json!({
+        "peft_type": "LORA",
+        "task_type": null,
+        "base_model_name_or_path": null,
+        "inference_mode": true,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "init_lora_weights": "gaussian",
+        "target_modules": config.targets,
+        "modules_to_save": null,
+        "use_rslora": false,
+        "use_dora": false,
+    })
+}
+
+fn read_config(config: &Value, path: &Path) -> Result<LoraConfig> {
+    let bad = |key: &str, reason: &str| {
+        Err(ModelError::bad_config(
+            path.display().to_string(),
+            key,
+            reason,
+        ))
+    };
+    for key in ["use_dora", "use_rslora", "fan_in_fan_out", "lora_bias"] {
+        if config.get(key).and_then(Value::as_bool).unwrap_or(false) {
+            return bad(key, "this kind of adapter is not implemented");
+        }
+    }
+    for key in ["rank_pattern", "alpha_pattern"] {
+        if config
+            .get(key)
+            .and_then(Value::as_object)
+            .is_some_and(|map| !map.is_empty())
+        {
+            return bad(key, "ranks that differ by layer are not implemented");
+        }
+    }
+    let Some(rank) = config.get("r").and_then(Value::as_i64) else {
+        return bad("r", "missing, or not a whole number");
+    };
+    let Some(alpha) = config.get("lora_alpha").and_then(Value::as_f64) else {
+        return bad("lora_alpha", "missing, or not a number");
+    };
+    let Some(targets) = config.get("target_modules").and_then(Value::as_array) else {
+        return bad("target_modules", "a list of layer names expected");
+    };
+    let targets = targets
+        .iter()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
+    Ok(LoraConfig {
+        rank,
+        alpha,
+        targets,
+    })
+}
+
+/// The adapter's part of a layer's output, in the adapter's own dtype and back.
+pub(crate) fn low_rank(adapter: &Adapter, x: &Tensor) -> Tensor {
+    let kind = x.kind();
+    let low = x
+        .to_kind(adapter.a.kind())
+        .linear::<Tensor>(&adapter.a, None);
+    (low.linear::<Tensor>(&adapter.b, None) * adapter.scale).to_kind(kind)
+}
