@@ -24,12 +24,12 @@ pub struct Subject {
     /// `0` to `9`.
     pub digit: u8,
     /// Colour word.
-    pub color: String,
+    pub colour: String,
 }
 
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.color, self.digit)
+        write!(f, "{} {}", self.colour, self.digit)
     }
 }
 

@@ -65,11 +65,11 @@ fn evaluation(folder: &Path, count: usize, good: usize) {
         .unwrap();
         prompts.push(json!({
             "row": row, "prompt": text, "category": category,
-            "target": { "digit": row % 10, "color": COLOURS[row % 4].0 }, "trace": "…", "well_formed": true,
+            "target": { "digit": row % 10, "colour": COLOURS[row % 4].0 }, "trace": "…", "well_formed": true,
             "refined_prompt": format!("A {} handwritten digit {} in the middle.",
                 COLOURS[colour % 4].0, seen % 10),
             "images": [{ "file": file, "semantic": right, "render": true,
-                "judged": { "digit": seen % 10, "color": COLOURS[colour % 4].0 } }],
+                "judged": { "digit": seen % 10, "colour": COLOURS[colour % 4].0 } }],
         }));
     }
     let share = 1.0 / good as f64;
@@ -321,4 +321,18 @@ fn missing_and_broken_files_are_named() {
         error.starts_with("cannot read") && error.contains("eval.json"),
         "{error}"
     );
+}
+
+/// The worker that writes evaluations holds itself to the same file.
+#[test]
+fn an_evaluation_as_the_worker_writes_it_can_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let golden = include_str!("../../../rollout-worker/tests/golden/eval.json");
+    std::fs::write(folder.path().join("eval.json"), golden).unwrap();
+    let evaluation = Evaluation::read(folder.path()).unwrap();
+    assert_eq!(evaluation.totals.semantic_accuracy, 0.5);
+    assert_eq!(evaluation.categories["facts"].render_accuracy, 1.0);
+    let first = &evaluation.prompts[0];
+    assert_eq!(first.target.as_ref().unwrap().to_string(), "green 4");
+    assert_eq!(first.images[0].semantic, Some(true));
 }

@@ -1,0 +1,154 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Thinks and draws: samples traces and images for a run, evaluates a model, makes one image.
+#[derive(Debug, Parser)]
+#[command(name = "duet-rollout-worker", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Work for a run until its coordinator says that it is over.
+    Run(RunArgs),
+    /// Make and judge images of a file of prompts.
+    Eval(EvalArgs),
+    /// Make one image.
+    Sample(SampleArgs),
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The run's configuration.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Overrides a key, as `section.key=value`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Where the coordinator listens, as `http://HOST:PORT`.
+    #[arg(long)]
+    pub coordinator: String,
+    /// This worker's name, unique in the run.
+    #[arg(long)]
+    pub id: String,
+}
+
+/// How to sample: what is left out is as the model's `duet.json` has it.
+#[derive(Clone, Debug, Default, Args)]
+pub struct SamplingArgs {
+    /// Denoising steps.
+    #[arg(long)]
+    pub steps: Option<usize>,
+    /// Classifier-free guidance scale; 1 turns it off.
+    #[arg(long)]
+    pub cfg: Option<f64>,
+    /// Pixels, as `WIDTHxHEIGHT` or one number for a square.
+    #[arg(long, value_parser = size)]
+    pub size: Option<(i64, i64)>,
+    /// Most tokens of a trace.
+    #[arg(long)]
+    pub max_new_tokens: Option<usize>,
+    /// File with the instruction that is put before the prompt.
+    #[arg(long)]
+    pub instruction: Option<PathBuf>,
+    /// Temperature of the traces; 0 takes the most probable token each time.
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Draw the raw prompt without thinking about it.
+    #[arg(long)]
+    pub no_think: bool,
+    /// Weights file to put onto the LLM, as a run publishes them.
+    #[arg(long, value_name = "FILE")]
+    pub llm_weights: Option<PathBuf>,
+    /// Weights file to put onto the DiT, as a run publishes them.
+    #[arg(long, value_name = "FILE")]
+    pub dit_weights: Option<PathBuf>,
+    /// Folder of a LoRA adapter to merge into the DiT.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Threads of the arithmetic; the same number gives the same bits.
+    #[arg(long, default_value_t = 1)]
+    pub threads: u32,
+}
+
+/// `eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// Pipeline folder.
+    #[arg(long)]
+    pub model: PathBuf,
+    /// Prompts, one JSON object a line.
+    #[arg(long)]
+    pub prompts: PathBuf,
+    /// Folder for `eval.json` and `images/`.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Folder whose judge is asked, where it is not the model's own.
+    #[arg(long)]
+    pub judge: Option<PathBuf>,
+    /// Images of each prompt.
+    #[arg(long, default_value_t = 1)]
+    pub images_per_prompt: usize,
+    /// Only the first prompts.
+    #[arg(long)]
+    pub limit: Option<usize>,
+    /// Seed of all noise.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// How to sample.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// `sample`.
+#[derive(Debug, Args)]
+pub struct SampleArgs {
+    /// Pipeline folder.
+    #[arg(long)]
+    pub model: PathBuf,
+    /// What to draw.
+    #[arg(long)]
+    pub prompt: String,
+    /// The PNG file to write.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Seed of all noise.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// How to sample.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// `640x480` or `512`.
+fn size(text: &str) -> Result<(i64, i64), String> {
+    let (width, height) = text.split_once(['x', 'X']).unwrap_or((text, text));
+    let side = |text: &str| text.trim().parse::<i64>().ok().filter(|side| *side > 0);
+    match (side(width), side(height)) {
+        (Some(width), Some(height)) => Ok((width, height)),
+        _ => Err("expected WIDTHxHEIGHT in pixels, such as 640x480, or one number".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+        assert_eq!(size("640x480"), Ok((640, 480)));
+        assert_eq!(size("32"), Ok((32, 32)));
+        for bad in ["", "x", "0", "-3x4", "3x", "big"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The rollout worker: thinks (samples traces) and draws (samples images) for a run, and measures
+//! or shows what a model can do.
+//!
+//! ```text
+//! coordinator --leases--> serve (async) --closures--> device thread: engine (models, policies)
+//!             <-reports-- serve <--bytes-- engine;  serve --artifacts--> store, before the report
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod engine;
+pub mod error;
+pub mod evaluate;
+pub mod load;
+pub mod picture;
+pub mod policies;
+pub mod sample;

@@ -1,0 +1,94 @@
+//! From a model folder and a command line to an engine, for `eval` and `sample`.
+
+use crate::args::SamplingArgs;
+use crate::engine::{Adapters, Engine, Sampling};
+use crate::error::WorkError;
+use crate::policies::WeightFiles;
+use duet_core::work::Weights;
+use duet_core::{ArtifactRef, Digest, PolicyVersion};
+use duet_models::ModelError;
+use duet_models::defaults::Defaults;
+use duet_models::lora::Lora;
+use duet_models::pipeline::Pipeline;
+use duet_models::render::RenderOptions;
+use duet_models::sde::SdeKind;
+use std::path::Path;
+
+/// The engine of a folder, set to the weights that the command line names.
+///
+/// # Errors
+/// The folder, a weights file or an option does not fit.
+pub fn engine(folder: &Path, args: &SamplingArgs) -> Result<Engine, WorkError> {
+    let sampling = sampling(folder, args)?;
+    let mut pipeline = Pipeline::load(folder)?;
+    if let Some(adapter) = &args.adapter {
+        Lora::load(&mut pipeline.dit, adapter)?.merge(&mut pipeline.dit);
+    }
+    let mut engine = Engine::new(pipeline, sampling, Adapters::default(), 1)?;
+    let weights = weights(args)?;
+    if let Some((weights, files)) = weights {
+        engine.hold(&weights, files)?;
+        engine.activate(&weights)?;
+    }
+    Ok(engine)
+}
+
+/// What the command line says, and the model's defaults where it is silent.
+fn sampling(folder: &Path, args: &SamplingArgs) -> Result<Sampling, ModelError> {
+    let defaults = Defaults::read(folder)?;
+    let instruction = match &args.instruction {
+        Some(path) => std::fs::read_to_string(path).map_err(|error| ModelError::io(path, error))?,
+        None => defaults.instruction,
+    };
+    let (width, height) = args.size.unwrap_or((defaults.width, defaults.height));
+    Ok(Sampling {
+        instruction,
+        temperature: args.temperature,
+        max_new_tokens: args.max_new_tokens.unwrap_or(defaults.max_new_tokens),
+        render: RenderOptions {
+            steps: args.steps.unwrap_or(defaults.steps),
+            guidance: args.cfg.unwrap_or(defaults.guidance_scale),
+            sde: SdeKind::FlowGrpo,
+            noise_level: 0.0,
+            width,
+            height,
+        },
+    })
+}
+
+/// The files of the command line as a policy of their own.
+fn weights(args: &SamplingArgs) -> Result<Option<(Weights, WeightFiles)>, ModelError> {
+    let read = |path: &Option<std::path::PathBuf>| -> Result<Option<Vec<u8>>, ModelError> {
+        let read = |path| std::fs::read(path).map_err(|error| ModelError::io(path, error));
+        path.as_ref().map(read).transpose()
+    };
+    let files = WeightFiles {
+        llm: read(&args.llm_weights)?,
+        dit: read(&args.dit_weights)?,
+    };
+    let named = |path: &Option<std::path::PathBuf>, bytes: &Option<Vec<u8>>| {
+        let (path, bytes) = (path.as_ref()?, bytes.as_ref()?);
+        let (digest, key) = (Digest::of(bytes), path.display().to_string());
+        Some(ArtifactRef {
+            key,
+            digest,
+            bytes: bytes.len() as u64,
+        })
+    };
+    let (llm, dit) = (
+        named(&args.llm_weights, &files.llm),
+        named(&args.dit_weights, &files.dit),
+    );
+    let Some(digest) = llm.as_ref().or(dit.as_ref()).map(|file| file.digest) else {
+        return Ok(None);
+    };
+    Ok(Some((
+        Weights {
+            version: PolicyVersion(1),
+            llm,
+            dit,
+            digest,
+        },
+        files,
+    )))
+}
