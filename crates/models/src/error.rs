@@ -81,6 +81,9 @@ pub enum ModelError {
     /// The chat template could not be rendered.
     #[error("chat template: {0}")]
     Template(String),
+    /// A safetensors file could not be read or written.
+    #[error(transparent)]
+    TensorFile(#[from] duet_torch::tensorfile::TensorFileError),
     /// libtorch refused.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

@@ -10,6 +10,7 @@ use crate::params::{Init, ParamSet, ParamSpec};
 use crate::pipeline::{read_json, write_json};
 use crate::weights;
 use duet_core::Seed;
+use duet_torch::tensorfile::TensorSource;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -112,22 +113,15 @@ impl Lora {
     pub fn load(model: &mut impl Adaptable, folder: &Path) -> Result<Lora> {
         let path = folder.join("adapter_config.json");
         let config = read_config(&read_json(&path)?, &path)?;
-        let mut params = ParamSet::new();
-        weights::read_file(&folder.join("adapter_model.safetensors"), &mut params)?;
+        let source = weights::open(folder, "adapter_model")?;
         let specs = specs(model, &config)?;
-        params.check(&specs, &folder.display().to_string())?;
-        if let Some(name) = params
-            .names()
-            .find(|name| specs.iter().all(|s| s.name != **name))
-        {
+        let unknown = |name: &&str| specs.iter().all(|spec| spec.name != **name);
+        if let Some(name) = source.names().into_iter().find(unknown) {
             let reason = format!("tensor `{name}` belongs to no layer that the config targets");
             return Err(ModelError::bad_file(folder, reason));
         }
-        let device = params
-            .iter()
-            .next()
-            .map_or(tch::Device::Cpu, |(_, t)| t.device());
-        Lora::put(model, config, params.to(device, Kind::Float))
+        let params = weights::read(&source, &specs, tch::Device::Cpu, Kind::Float)?;
+        Lora::put(model, config, params)
     }
 
     fn put(model: &mut impl Adaptable, config: LoraConfig, params: ParamSet) -> Result<Lora> {
@@ -225,7 +219,8 @@ impl Lora {
     /// Writes `adapter_model.safetensors` and `adapter_config.json`, which PEFT loads.
     pub fn save(&self, folder: &Path) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(|error| ModelError::io(folder, error))?;
-        weights::write_folder(folder, "adapter_model", &self.params.to_map())?;
+        let tensors = self.params.to_map();
+        weights::write(folder, "adapter_model", weights::contents(&tensors))?;
         write_json(
             &folder.join("adapter_config.json"),
             &config_json(&self.config),

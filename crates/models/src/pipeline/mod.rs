@@ -16,10 +16,11 @@ use crate::params::ParamSet;
 use crate::tokenizer::Tokenizer;
 use crate::vae::{Vae, VaeConfig};
 use crate::weights;
+use duet_torch::tensorfile::{Content, ShardedFile, TensorSource};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 /// Stem of the weight files of the text encoder.
 const LM_STEM: &str = "model";
@@ -69,12 +70,47 @@ pub struct Pipeline {
 }
 
 /// What a folder holds beside what is run.
-#[derive(Debug, Default)]
 struct Carried {
     /// Tensors of the text encoder that are not the language model's.
-    tensors: ParamSet,
+    tensors: Tower,
     /// Files by sub-folder (empty: the root) and name.
     files: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+}
+
+/// The vision tower, and whatever else the text encoder's file holds.
+enum Tower {
+    /// In memory, of a new pipeline.
+    Made(BTreeMap<String, Tensor>),
+    /// In the file it was read with, by name; never loaded.
+    Mapped(ShardedFile, Vec<String>),
+}
+
+impl Tower {
+    fn contents(&self) -> Result<BTreeMap<String, Content<'_>>> {
+        match self {
+            Tower::Made(tensors) => Ok(weights::contents(tensors)),
+            Tower::Mapped(source, names) => names
+                .iter()
+                .map(|name| {
+                    let (spec, data) = source.raw(name)?;
+                    let (dtype, shape) = (spec.dtype, spec.shape);
+                    Ok((name.clone(), Content::Raw { dtype, shape, data }))
+                })
+                .collect(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Carried {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let tensors = match &self.tensors {
+            Tower::Made(tensors) => tensors.len(),
+            Tower::Mapped(_, names) => names.len(),
+        };
+        f.debug_struct("Carried")
+            .field("tensors", &tensors)
+            .finish_non_exhaustive()
+    }
 }
 
 const FOLDERS: [&str; 7] = [
@@ -156,8 +192,12 @@ impl Pipeline {
         let one = |name: &str, bytes: Vec<u8>| BTreeMap::from([(name.to_owned(), bytes)]);
         let mut encoder = one("config.json", json(&config));
         encoder.insert("generation_config.json".to_owned(), json(&generation));
+        // `AutoTokenizer` and `AutoProcessor` look at the root.
+        let mut root = tokenizer.files()?;
+        root.insert("model_index.json".to_owned(), json(&model_index()));
+        root.insert("preprocessor_config.json".to_owned(), json(&preprocessor()));
         let files = BTreeMap::from([
-            (String::new(), one("model_index.json", json(&model_index()))),
+            (String::new(), root),
             ("text_encoder".to_owned(), encoder),
             ("tokenizer".to_owned(), tokenizer.files()?),
             (
@@ -174,7 +214,7 @@ impl Pipeline {
             ),
         ]);
         let carried = Carried {
-            tensors: vision.1,
+            tensors: Tower::Made(vision.1.to_map()),
             files,
         };
         let pipeline = Pipeline {
@@ -241,13 +281,20 @@ impl Pipeline {
             }
         }
         self.save_vae_config(&folder.join("vae/config.json"))?;
-        let mut encoder = self.lm.params().to_map();
-        encoder.extend(self.carried.tensors.to_map());
-        weights::write_folder(&folder.join("text_encoder"), LM_STEM, &encoder)?;
-        let dit = self.dit.params().to_map();
-        weights::write_folder(&folder.join("transformer"), DIFFUSERS_STEM, &dit)?;
-        let vae = self.vae.params().to_map();
-        weights::write_folder(&folder.join("vae"), DIFFUSERS_STEM, &vae)?;
+        let (lm, dit, vae) = (
+            self.lm.params().to_map(),
+            self.dit.params().to_map(),
+            self.vae.params().to_map(),
+        );
+        let mut encoder = weights::contents(&lm);
+        encoder.extend(self.carried.tensors.contents()?);
+        weights::write(&folder.join("text_encoder"), LM_STEM, encoder)?;
+        weights::write(
+            &folder.join("transformer"),
+            DIFFUSERS_STEM,
+            weights::contents(&dit),
+        )?;
+        weights::write(&folder.join("vae"), DIFFUSERS_STEM, weights::contents(&vae))?;
         let index = folder.join("model_index.json");
         let bytes = self
             .carried
@@ -276,47 +323,59 @@ impl Pipeline {
     }
 }
 
-fn load_lm(folder: &Path, options: LoadOptions) -> Result<(Lm, ParamSet)> {
+fn load_lm(folder: &Path, options: LoadOptions) -> Result<(Lm, Tower)> {
     let path = folder.join("config.json");
     let mut config = LmConfig::from_json(&read_json(&path)?, &text(&path))?;
-    let mut all = weights::read_folder(folder, LM_STEM)?;
+    let source = weights::open(folder, LM_STEM)?;
+    let mut rest: BTreeSet<&str> = source.names().into_iter().collect();
     if config.tie_word_embeddings {
         // A tied head may still be written out; it is the table.
-        all.remove("lm_head.weight");
-    } else if !all.contains("lm_head.weight") {
+        rest.remove("lm_head.weight");
+    } else if !rest.contains("lm_head.weight") {
         config.tie_word_embeddings = true;
     }
-    let layout = Layout::of(all.names());
-    let mut own = ParamSet::new();
-    for spec in Lm::specs(&config, layout) {
-        if let Some(tensor) = all.remove(&spec.name) {
-            own.insert(spec.name, tensor);
-        }
+    let specs = Lm::specs(&config, Layout::of(rest.iter().copied()));
+    let params = weights::read(&source, &specs, options.device, options.lm)?;
+    for spec in &specs {
+        rest.remove(spec.name.as_str());
     }
-    let lm = Lm::new(config, own.to(options.device, options.lm), &text(folder))?;
-    Ok((lm, all))
+    let rest = rest.into_iter().map(str::to_owned).collect();
+    let lm = Lm::new(config, params, &text(folder))?;
+    Ok((lm, Tower::Mapped(source, rest)))
 }
 
 fn load_dit(folder: &Path, options: LoadOptions) -> Result<Dit> {
     let path = folder.join("config.json");
     let config = DitConfig::from_json(&read_json(&path)?, &text(&path))?;
-    let params = weights::read_folder(folder, DIFFUSERS_STEM)?;
-    Dit::new(
-        config,
-        params.to(options.device, options.dit),
-        &text(folder),
-    )
+    let source = weights::open(folder, DIFFUSERS_STEM)?;
+    let params = weights::read(&source, &Dit::specs(&config), options.device, options.dit)?;
+    Dit::new(config, params, &text(folder))
 }
 
 fn load_vae(folder: &Path, options: LoadOptions) -> Result<Vae> {
     let path = folder.join("config.json");
     let config = VaeConfig::from_json(&read_json(&path)?, &text(&path))?;
-    let params = weights::read_folder(folder, DIFFUSERS_STEM)?;
-    Vae::new(
-        config,
-        params.to(options.device, options.vae),
-        &text(folder),
-    )
+    let source = weights::open(folder, DIFFUSERS_STEM)?;
+    let params = weights::read(&source, &Vae::specs(&config), options.device, options.vae)?;
+    Vae::new(config, params, &text(folder))
+}
+
+/// How Qwen2.5-VL's processor prepares images: not used here, but `AutoProcessor` wants to know.
+fn preprocessor() -> Value {
+    json!({
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+        "do_resize": true,
+        "do_rescale": true,
+        "do_normalize": true,
+        "min_pixels": 3136,
+        "max_pixels": 12_845_056,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.481_454_66, 0.457_827_5, 0.408_210_73],
+        "image_std": [0.268_629_54, 0.261_302_58, 0.275_777_11],
+    })
 }
 
 fn model_index() -> Value {
