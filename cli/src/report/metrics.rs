@@ -90,13 +90,10 @@ mod tests {
     use super::*;
 
     fn read_text(text: &str) -> Result<Vec<Metrics>, ReportError> {
-        let dir = std::env::temp_dir().join(format!("duet-metrics-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        let path = dir.join(format!("{:x}.jsonl", crc32c::crc32c(text.as_bytes())));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
         std::fs::write(&path, text).unwrap();
-        let result = read(&path);
-        std::fs::remove_file(&path).unwrap();
-        result
+        read(&path)
     }
 
     #[test]

@@ -212,7 +212,8 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let folder = std::env::temp_dir().join(format!("duet-tb-{}", std::process::id()));
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().join("tensorboard");
         let mut writer = EventWriter::create(&folder).unwrap();
         let values = [("reward/llm".to_owned(), 0.5), ("kl".to_owned(), 1e-5)].into();
         writer
@@ -226,7 +227,6 @@ mod tests {
         writer.image("held_out/grid", 8, 13.0, &picture).unwrap();
         writer.finish().unwrap();
         let events = read_events(&std::fs::read(folder.join(EventWriter::NAME)).unwrap());
-        std::fs::remove_dir_all(&folder).unwrap();
 
         assert_eq!(events[0].file_version.as_deref(), Some("brain.Event:2"));
         assert_eq!((events[1].step, events[1].wall_time), (7, 12.5));
