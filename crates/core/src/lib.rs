@@ -5,9 +5,15 @@
 //! arguments, so every run can be replayed bit for bit (RULE 1 of `ARCHITECTURE.md`).
 #![forbid(unsafe_code)]
 
+pub mod advantage;
 pub mod digest;
 pub mod ids;
+pub mod invariants;
+pub mod reward;
+pub mod schedule;
+pub mod scheduler;
 pub mod seed;
+pub mod spec;
 pub mod time;
 pub mod work;
 

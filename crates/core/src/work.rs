@@ -81,6 +81,14 @@ impl Unit {
         }
     }
 
+    /// The tree or sub-tree, for a person: `i3/t1` or `i3/t1/j2`.
+    pub fn place(&self) -> String {
+        match self {
+            Unit::Think(tree) => tree.to_string(),
+            Unit::Render(subtree) | Unit::Score(subtree) => subtree.to_string(),
+        }
+    }
+
     /// `think`, `render` or `score`.
     pub fn stage(&self) -> &'static str {
         match self {
@@ -279,6 +287,8 @@ pub struct Step {
     pub window: Window,
     /// The trees, in index order; the same list for every rank.
     pub trees: Vec<TrainTree>,
+    /// Whether to update at all; false: the version stays, only the checkpoint is written.
+    pub update: bool,
     /// Whether rank 0 shall write the new weights to the artifact store.
     pub publish: bool,
     /// Whether every rank shall write its checkpoint shards after the step.

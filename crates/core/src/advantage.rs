@@ -1,0 +1,212 @@
+//! Group-relative advantages (arXiv 2601.10332 eq. 11), with every convention of the field as a
+//! named option.
+//!
+//! | system | centre | scale | ddof | eps |
+//! |---|---|---|---|---|
+//! | the paper | mean | group | unstated | none |
+//! | Flow-GRPO `stat_tracking.py` | mean | group or batch | 0 | 1e-4 |
+//! | verl `compute_grpo_outcome_advantage` | mean | group | 1 | 1e-6 |
+//! | TRL `grpo_trainer.py` | mean | group, batch or none | 1 | 1e-4 |
+//! | DanceGRPO, MixGRPO | mean | group | 1 | 1e-8 |
+//! | NeMo-RL | leave-one-out | | | |
+
+use serde::{Deserialize, Serialize};
+
+/// What is subtracted from a reward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Center {
+    /// The group's mean.
+    Mean,
+    /// The mean of the group's other members (RLOO).
+    LeaveOneOut,
+}
+
+/// What a centred reward is divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scale {
+    /// The group's standard deviation plus eps.
+    Group,
+    /// The standard deviation over all rewards of the iteration plus eps (Flow-GRPO `global_std`).
+    Batch,
+    /// Nothing (Dr. GRPO).
+    None,
+}
+
+/// Which leaves are compared with one another in the DiT branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GroupKey {
+    /// The K leaves of one trace (paper, section 3.2).
+    Trace,
+    /// The J x K leaves of one tree.
+    Tree,
+}
+
+/// A convention for advantages.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdvantageSpec {
+    /// What is subtracted.
+    pub center: Center,
+    /// What is divided by.
+    pub scale: Scale,
+    /// Degrees of freedom taken off in the standard deviation: 0 (population) or 1 (sample).
+    pub ddof: u32,
+    /// Added to the standard deviation.
+    pub eps: f64,
+    /// Advantages are clipped to [-clip, clip]; zero: not at all.
+    pub clip: f64,
+    /// Groups with fewer scored members are not trained on.
+    pub min_group: u32,
+    /// The DiT branch's group.
+    pub group: GroupKey,
+}
+
+impl Default for AdvantageSpec {
+    /// The paper's formula, with Flow-GRPO's eps and clip where the paper is silent.
+    fn default() -> Self {
+        AdvantageSpec {
+            center: Center::Mean,
+            scale: Scale::Group,
+            ddof: 0,
+            eps: 1e-4,
+            clip: 5.0,
+            min_group: 2,
+            group: GroupKey::Trace,
+        }
+    }
+}
+
+/// Spreads below this are rounding, not reward: such a group teaches nothing.
+const NO_SPREAD: f64 = 1e-12;
+
+/// Mean and standard deviation with `ddof`; `None` when there are too few numbers.
+pub fn moments(values: &[f64], ddof: u32) -> Option<(f64, f64)> {
+    let free = values.len().checked_sub(ddof as usize).filter(|free| *free > 0)?;
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+    Some((mean, (squares / free as f64).sqrt()))
+}
+
+/// Advantages of several groups of one iteration.
+///
+/// `None` in the input is a missing reward. `None` in the output is a member that is not trained
+/// on: missing, in a group smaller than `min_group` (a group of one has advantage zero, DU-7), or in
+/// a group without spread, whose advantages would all be zero.
+pub fn advantages(spec: &AdvantageSpec, groups: &[Vec<Option<f64>>]) -> Vec<Vec<Option<f64>>> {
+    let all: Vec<f64> = groups.iter().flatten().flatten().copied().collect();
+    let batch = moments(&all, spec.ddof).map(|(_, std)| std);
+    groups.iter().map(|group| one_group(spec, group, batch)).collect()
+}
+
+fn one_group(spec: &AdvantageSpec, group: &[Option<f64>], batch: Option<f64>) -> Vec<Option<f64>> {
+    let values: Vec<f64> = group.iter().flatten().copied().collect();
+    let nothing = || vec![None; group.len()];
+    if values.len() < (spec.min_group.max(2)) as usize {
+        return nothing();
+    }
+    let Some((mean, std)) = moments(&values, spec.ddof) else { return nothing() };
+    if std <= NO_SPREAD * mean.abs().max(1.0) {
+        return nothing();
+    }
+    let scale = match spec.scale {
+        Scale::Group => std + spec.eps,
+        Scale::Batch => batch.unwrap_or(std) + spec.eps,
+        Scale::None => 1.0,
+    };
+    let n = values.len() as f64;
+    let centred = |value: f64| match spec.center {
+        Center::Mean => value - mean,
+        Center::LeaveOneOut => value - (mean * n - value) / (n - 1.0),
+    };
+    let clip = if spec.clip > 0.0 { spec.clip } else { f64::INFINITY };
+    group
+        .iter()
+        .map(|reward| reward.map(|value| (centred(value) / scale).clamp(-clip, clip)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(spec: AdvantageSpec, rewards: &[f64]) -> Vec<Option<f64>> {
+        let group = rewards.iter().copied().map(Some).collect();
+        advantages(&spec, &[group]).remove(0)
+    }
+
+    fn close(spec: AdvantageSpec, rewards: &[f64], expected: &[f64]) {
+        for (got, want) in of(spec, rewards).iter().zip(expected) {
+            assert!((got.unwrap() - want).abs() < 1e-6, "{got:?} is not {want}");
+        }
+    }
+
+    /// Vectors computed with numpy and torch from the public formulas.
+    #[test]
+    fn the_four_public_standard_deviations() {
+        let with = |ddof, eps| AdvantageSpec { ddof, eps, ..AdvantageSpec::default() };
+        let r = [0.1, 0.2, 0.3, 0.4];
+        let flow_grpo =
+            [-1.3404418588533609, -0.4468139529511202, 0.4468139529511202, 1.340441858853361];
+        close(with(0, 1e-4), &r, &flow_grpo);
+        close(with(1, 1e-4), &r, &[-1.1609957004596456, -0.38699856681988176]);
+        close(with(1, 1e-6), &r, &[-1.1618860039319383, -0.38729533464397936]);
+        close(with(1, 1e-8), &r, &[-1.161894913862232, -0.387298304620744]);
+        close(with(1, 1e-4), &[1.0, 3.0], &[-0.7070567847218314, 0.7070567847218314]);
+    }
+
+    /// NeMo-RL `tests/unit/algorithms/test_utils.py`: baselines of rewards 1, 2, 3 are 2.5, 2, 1.5.
+    #[test]
+    fn leave_one_out_baselines() {
+        let spec = AdvantageSpec {
+            center: Center::LeaveOneOut,
+            scale: Scale::None,
+            ..AdvantageSpec::default()
+        };
+        close(spec, &[1.0, 2.0, 3.0], &[-1.5, 0.0, 1.5]);
+    }
+
+    /// prime-rl's example of a tree advantage without scale: 1, 1, 0 gives 1/3, 1/3, -2/3.
+    #[test]
+    fn mean_only() {
+        let spec = AdvantageSpec { scale: Scale::None, ..AdvantageSpec::default() };
+        close(spec, &[1.0, 1.0, 0.0], &[1.0 / 3.0, 1.0 / 3.0, -2.0 / 3.0]);
+    }
+
+    #[test]
+    fn du_7_groups_of_one_and_groups_without_spread_teach_nothing() {
+        let spec = AdvantageSpec::default();
+        assert_eq!(of(spec, &[0.7]), [None]);
+        assert_eq!(of(spec, &[0.5, 0.5, 0.5]), [None, None, None]);
+        let missing = advantages(&spec, &[vec![Some(1.0), None]]);
+        assert_eq!(missing, [vec![None, None]]);
+    }
+
+    proptest! {
+        #[test]
+        fn du_7_centred_groups_sum_to_zero_and_permute_with_their_members(
+            rewards in proptest::collection::vec(-10.0..10.0f64, 2..20), shift in -5.0..5.0f64,
+            beta in 0.01..100.0f64, turn in 0usize..20,
+        ) {
+            let spec = AdvantageSpec { eps: 0.0, clip: 0.0, ..AdvantageSpec::default() };
+            let a = of(spec, &rewards);
+            prop_assume!(a[0].is_some());
+            let sum: f64 = a.iter().flatten().sum();
+            prop_assert!(sum.abs() < 1e-7, "{sum}");
+            let scaled: Vec<f64> = rewards.iter().map(|r| beta * r + shift).collect();
+            for (x, y) in a.iter().zip(of(spec, &scaled)) {
+                prop_assert!((x.unwrap() - y.unwrap()).abs() < 1e-6);
+            }
+            let mut turned = rewards.clone();
+            let turn = turn % rewards.len();
+            turned.rotate_left(turn);
+            let mut expected = a.clone();
+            expected.rotate_left(turn);
+            for (x, y) in expected.iter().zip(of(spec, &turned)) {
+                prop_assert!((x.unwrap() - y.unwrap()).abs() < 1e-9);
+            }
+        }
+    }
+}

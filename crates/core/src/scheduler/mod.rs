@@ -1,0 +1,367 @@
+//! The scheduler: a pure state machine that grows trees, forms trainer groups and commits steps.
+//!
+//! It has the shape of a protocol state machine: events go in through [`Scheduler::handle`] and
+//! [`Scheduler::handle_timeout`], and [`Scheduler::poll_output`] gives back what must be made durable
+//! and then done, in that order (RULE 7). It cannot name a socket, a file or a clock.
+//!
+//! Two kinds of state live here. [`State`] is durable: it changes only by applying [`Record`]s, so
+//! the journal rebuilds it (DU-11). The rest (who is connected, who holds which lease, who waits) is
+//! rebuilt from what workers say after a restart.
+
+mod api;
+mod batch;
+mod dispatch;
+mod leases;
+mod lineage;
+mod record;
+mod state;
+mod status;
+#[cfg(test)]
+mod tests;
+mod trainers;
+mod workers;
+
+pub use api::{Command, Effect, Event, Failure, FinishReason, Verdict};
+pub use batch::{Judged, judge};
+pub use lineage::{IterationLineage, TraceLineage, TreeLineage};
+pub use record::{Fate, Output, Record};
+pub use state::{Committed, Misfit, State, Subtree, Totals, Tree, Tries, iteration_range};
+pub use status::{RunState, StatusView, WorkerView};
+
+use crate::invariants::{self, Violation};
+use crate::seed::{Purpose, Seed};
+use crate::spec::{RunSpec, SpecError};
+use crate::work::{PromptRow, Report, Unit};
+use crate::{Generation, Millis, PolicyVersion, TreeId, WorkerId};
+use leases::Leases;
+use rand::Rng;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use trainers::Group;
+use workers::Workers;
+
+/// Why a scheduler could not be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// The specification cannot be run.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The journal is not this run's.
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
+}
+
+/// The scheduler of one run.
+pub struct Scheduler {
+    spec: RunSpec,
+    prompts: Arc<[PromptRow]>,
+    root: Seed,
+    state: State,
+    now: Millis,
+    workers: Workers,
+    leases: Leases,
+    group: Group,
+    /// Trees of an admitted, uncommitted iteration that are not settled yet.
+    unsettled: BTreeMap<u32, u32>,
+    /// A manifest is being written for this version.
+    writing: Option<PolicyVersion>,
+    stopping: bool,
+    finished: Option<FinishReason>,
+    output: Output,
+    stale_reports: u64,
+    last_error: Option<(Millis, String)>,
+    epoch_order: BTreeMap<u64, Vec<usize>>,
+}
+
+impl Scheduler {
+    /// A scheduler for a new run.
+    ///
+    /// # Errors
+    /// When the specification cannot be run with these prompts.
+    pub fn new(
+        spec: RunSpec,
+        prompts: Arc<[PromptRow]>,
+        generation: Generation,
+    ) -> Result<Scheduler, RestoreError> {
+        Scheduler::restore(spec, prompts, generation, None, [])
+    }
+
+    /// A scheduler that goes on where a snapshot and the records after it end.
+    ///
+    /// # Errors
+    /// When the specification cannot be run, or a record does not fit it.
+    pub fn restore(
+        spec: RunSpec,
+        prompts: Arc<[PromptRow]>,
+        generation: Generation,
+        snapshot: Option<State>,
+        records: impl IntoIterator<Item = Record>,
+    ) -> Result<Scheduler, RestoreError> {
+        spec.check(prompts.len())?;
+        let root = spec.root();
+        let mut scheduler = Scheduler {
+            root,
+            prompts,
+            state: snapshot.unwrap_or_default(),
+            now: Millis(0),
+            workers: Workers::default(),
+            leases: Leases::default(),
+            group: Group::None,
+            unsettled: BTreeMap::new(),
+            writing: None,
+            stopping: false,
+            finished: None,
+            output: Output::default(),
+            stale_reports: 0,
+            last_error: None,
+            epoch_order: BTreeMap::new(),
+            spec,
+        };
+        for record in records {
+            scheduler.apply(&record)?;
+        }
+        scheduler.rebuild();
+        scheduler.commit(Record::Opened { generation });
+        let first = scheduler.state.checkpoint.as_ref().map_or(0, |(version, _)| version.0);
+        for iteration in first..scheduler.state.version.0 {
+            scheduler.emit_lineage(iteration as u32);
+        }
+        Ok(scheduler)
+    }
+
+    /// The specification.
+    pub fn spec(&self) -> &RunSpec {
+        &self.spec
+    }
+
+    /// The durable state.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Why the run ended, once it has.
+    pub fn finished(&self) -> Option<&FinishReason> {
+        self.finished.as_ref()
+    }
+
+    /// The worker names that are still connected.
+    pub fn connected(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Takes an event at a moment. Outputs must be drained afterwards, also when it was refused.
+    pub fn handle(&mut self, now: Millis, event: Event) -> Verdict {
+        self.now = self.now.max(now);
+        let verdict = match event {
+            Event::Registered { worker, role, session } => self.register(worker, role, session),
+            Event::Polled { worker, session } => self.polled(&worker, session),
+            Event::PollExpired { worker, session } => {
+                self.workers.stop_waiting(&worker, session);
+                Verdict::Accepted
+            }
+            Event::Heartbeat { worker, session } => self.heard(&worker, session),
+            Event::Reported { worker, session, report } => self.reported(&worker, session, report),
+            Event::Left { worker, session, reason } => self.left(&worker, session, &reason),
+            Event::CheckpointWritten { version, manifest } => {
+                self.writing = None;
+                self.checkpointed(version, manifest);
+                Verdict::Accepted
+            }
+            Event::CheckpointFailed { version, reason } => {
+                self.writing = None;
+                self.fail("checkpoint", format!("checkpoint of {version}: {reason}"));
+                if self.stopping || version.0 == u64::from(self.spec.iterations) {
+                    self.finish(FinishReason::Failed(format!("checkpoint of {version}: {reason}")));
+                }
+                Verdict::Accepted
+            }
+            Event::Control(command) => self.control(command),
+        };
+        self.progress();
+        verdict
+    }
+
+    /// Takes note of the time: leases, workers and groups whose deadline has passed are given up.
+    pub fn handle_timeout(&mut self, now: Millis) {
+        self.now = self.now.max(now);
+        self.expire_leases();
+        self.expire_workers();
+        self.expire_group();
+        self.leases.wake(self.now);
+        self.progress();
+    }
+
+    /// When [`Scheduler::handle_timeout`] wants to be called next.
+    pub fn poll_timeout(&self) -> Option<Millis> {
+        let group = self.group.deadline();
+        [self.leases.next_deadline(), self.next_worker_deadline(), group]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// What must be made durable and then done; `None` when there is nothing.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        let nothing = self.output.records.is_empty() && self.output.effects.is_empty();
+        if nothing { None } else { Some(std::mem::take(&mut self.output)) }
+    }
+
+    /// Checks the invariants that can be read off the state.
+    ///
+    /// # Errors
+    /// The first violation found.
+    pub fn check(&self) -> Result<(), Violation> {
+        invariants::check(&self.spec, &self.state)?;
+        self.leases.check(&self.state)
+    }
+
+    fn reported(&mut self, worker: &WorkerId, session: u64, report: Report) -> Verdict {
+        let heard = self.heard(worker, session);
+        if heard != Verdict::Accepted {
+            return heard;
+        }
+        let verdict = match report {
+            Report::Lease { id, outcome } => self.lease_reported(worker, id, outcome),
+            Report::PublishAck { version } => self.workers.acknowledge(worker, version),
+            Report::PublishFailed { version, reason } => {
+                self.fail("publish", format!("{worker} could not take {version}: {reason}"));
+                self.blame(worker);
+                Verdict::Accepted
+            }
+            Report::StoreReady { epoch, address } => self.store_ready(worker, epoch, address),
+            Report::TrainerReady { epoch, rank, version, digest } => {
+                self.trainer_ready(worker, epoch, rank, version, digest)
+            }
+            Report::StepDone(done) => self.step_done(worker, done),
+            Report::TrainerFailed { epoch, rank, kind, reason } => {
+                self.trainer_failed(worker, epoch, rank, &kind, &reason)
+            }
+        };
+        if verdict == Verdict::Stale {
+            self.stale_reports += 1;
+        }
+        verdict
+    }
+
+    fn control(&mut self, command: Command) -> Verdict {
+        match command {
+            Command::Pause => self.commit(Record::Paused(true)),
+            Command::Resume => self.commit(Record::Paused(false)),
+            Command::Stop => self.stopping = true,
+            Command::Drain(worker) => return self.drain(&worker),
+        }
+        Verdict::Accepted
+    }
+
+    /// Applies a record and queues it for the journal. A record the scheduler itself made always
+    /// fits; if it does not, that is a bug, and the run stops with its name instead of going wrong.
+    fn commit(&mut self, record: Record) {
+        if let Err(misfit) = self.apply(&record) {
+            self.fail("invariant", misfit.to_string());
+            self.finish(FinishReason::Failed(misfit.to_string()));
+            return;
+        }
+        self.output.records.push(record);
+    }
+
+    fn apply(&mut self, record: &Record) -> Result<(), Misfit> {
+        let rows = match record {
+            Record::Admitted { iteration } => self.rows(*iteration),
+            _ => Vec::new(),
+        };
+        self.state.apply(&self.spec, &rows, record)
+    }
+
+    /// The data set rows of an iteration: the run's prompts in an order shuffled anew each epoch. A
+    /// pure function of seed, iteration, P and the size of the data set; there is no cursor to lose.
+    fn rows(&mut self, iteration: u32) -> Vec<usize> {
+        let p = u64::from(self.spec.prompts_per_iteration);
+        let n = self.prompts.len() as u64;
+        let first = u64::from(iteration) * p;
+        (first..first + p)
+            .map(|position| {
+                let epoch = position / n;
+                let root = self.root;
+                let order = self.epoch_order.entry(epoch).or_insert_with(|| {
+                    shuffled(&root.derive(Purpose::Prompts, &[epoch]), n as usize)
+                });
+                order[(position % n) as usize]
+            })
+            .collect()
+    }
+
+    /// Recomputes what is derived from the durable state: ready units and unsettled trees.
+    fn rebuild(&mut self) {
+        let State { trees, version, .. } = &self.state;
+        for (id, tree) in trees {
+            if u64::from(id.iteration) < version.0 || tree.settled() {
+                continue;
+            }
+            *self.unsettled.entry(id.iteration).or_default() += 1;
+            if tree.subtrees.is_empty() {
+                self.leases.ready(Unit::Think(*id));
+            }
+            for (trace, subtree) in (0u32..).zip(&tree.subtrees) {
+                let id = id.subtree(trace);
+                match (&subtree.render, &subtree.scores) {
+                    (None, _) => self.leases.ready(Unit::Render(id)),
+                    (Some(_), None) => self.leases.ready(Unit::Score(id)),
+                    (Some(_), Some(_)) => {}
+                }
+            }
+        }
+    }
+
+    /// Moves everything that can move: admission, steps, leases, farewells.
+    fn progress(&mut self) {
+        if self.finished.is_none() {
+            self.admit();
+            self.drive_trainers();
+            self.dispatch();
+        }
+        if self.finished.is_some() {
+            self.dismiss_all();
+        }
+    }
+
+    /// Admits iterations up to the lag: at most L + 1 beyond the committed version.
+    fn admit(&mut self) {
+        let open = self.state.version.0 + u64::from(self.spec.lag) + 1;
+        let last = open.min(u64::from(self.spec.iterations));
+        while !self.state.paused && !self.stopping && u64::from(self.state.admitted) < last {
+            let iteration = self.state.admitted;
+            self.commit(Record::Admitted { iteration });
+            let ids: Vec<TreeId> =
+                self.state.trees.range(iteration_range(iteration)).map(|(id, _)| *id).collect();
+            self.unsettled.insert(iteration, ids.len() as u32);
+            ids.into_iter().for_each(|id| self.leases.ready(Unit::Think(id)));
+        }
+    }
+
+    /// The version an iteration is sampled with (DU-3).
+    fn sampling_version(&self, iteration: u32) -> PolicyVersion {
+        PolicyVersion(u64::from(iteration.saturating_sub(self.spec.lag)))
+    }
+
+    fn fail(&mut self, kind: &str, text: String) {
+        self.last_error = Some((self.now, text.clone()));
+        let failure = Failure { kind: kind.to_owned(), text };
+        self.output.effects.push(Effect::Failed(failure));
+    }
+
+    fn finish(&mut self, reason: FinishReason) {
+        if self.finished.is_none() {
+            self.finished = Some(reason.clone());
+            self.output.effects.push(Effect::Finished(reason));
+        }
+    }
+}
+
+fn shuffled(seed: &Seed, n: usize) -> Vec<usize> {
+    let mut rng = seed.rng();
+    let mut order: Vec<usize> = (0..n).collect();
+    for i in (1..n).rev() {
+        order.swap(i, (rng.next_u64() % (i as u64 + 1)) as usize);
+    }
+    order
+}
