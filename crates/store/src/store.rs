@@ -1,0 +1,380 @@
+//! A store: a few operations on keys, each with a deadline and a bounded number of tries.
+
+use crate::artifacts::Artifacts;
+use crate::checkpoint::Checkpoints;
+use crate::error::{Result, StoreError, name};
+use bytes::Bytes;
+use futures::StreamExt;
+use object_store::path::Path as Key;
+use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long and how often a store is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Tries of an operation, the first one counted.
+    pub tries: u32,
+    /// Wait before the second try; doubles with each further one.
+    pub backoff: Duration,
+    /// Longest such wait.
+    pub backoff_max: Duration,
+    /// For one try on an object without size.
+    pub timeout: Duration,
+    /// More for each MiB that is read or written.
+    pub per_mib: Duration,
+    /// Largest object that is read whole.
+    pub max_bytes: u64,
+    /// Most objects of a listing.
+    pub max_entries: usize,
+}
+
+impl Default for Limits {
+    /// Five tries of 30 s each plus half a second for each MiB, 0.2 s to 5 s apart; objects of at
+    /// most 1 TiB; listings of at most ten million objects.
+    fn default() -> Self {
+        Limits {
+            tries: 5,
+            backoff: Duration::from_millis(200),
+            backoff_max: Duration::from_secs(5),
+            timeout: Duration::from_secs(30),
+            per_mib: Duration::from_millis(500),
+            max_bytes: 1 << 40,
+            max_entries: 10_000_000,
+        }
+    }
+}
+
+/// An object, as a listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// Its key.
+    pub key: String,
+    /// Its length.
+    pub bytes: u64,
+    /// When it was written, in milliseconds since 1970, by the store's clock.
+    pub modified_unix_ms: i64,
+}
+
+/// A place where objects lie under keys. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    backend: Arc<dyn ObjectStore>,
+    place: Arc<str>,
+    root: Option<Arc<Path>>,
+    limits: Limits,
+}
+
+impl Store {
+    /// Opens a store by URL: a path or `file://...` (made when it is not there; relative paths are
+    /// relative to the current directory), `memory://`, or `s3://`, `gs://`, `az://` where the
+    /// program was built with that feature (credentials from the usual environment variables).
+    ///
+    /// Files are written aside, synced and then linked to their name, so that nothing half-written
+    /// is ever visible and what was written survives the loss of power.
+    ///
+    /// # Errors
+    /// The URL is of no known kind, or the folder cannot be made.
+    pub fn open(url: &str) -> Result<Store> {
+        match url.split_once("://") {
+            None => Store::folder(Path::new(url)),
+            Some(("file", path)) => Store::folder(Path::new(path)),
+            Some(("memory", _)) => Ok(Store::memory()),
+            Some((scheme, _)) => crate::store::remote(scheme, url),
+        }
+    }
+
+    /// A folder of this machine.
+    fn folder(path: &Path) -> Result<Store> {
+        let url = path.display().to_string();
+        let bad = |reason: String| StoreError::Url { url: url.clone(), reason };
+        if url.is_empty() {
+            return Err(bad("is empty: give a folder or a URL".to_owned()));
+        }
+        std::fs::create_dir_all(path).map_err(|error| {
+            bad(format!("cannot make the folder ({error}); choose one that can be written"))
+        })?;
+        let backend = object_store::local::LocalFileSystem::new_with_prefix(path)
+            .map_err(|error| bad(error.to_string()))?
+            .with_fsync(true)
+            .with_automatic_cleanup(true);
+        let root = std::fs::canonicalize(path).map_err(|error| bad(error.to_string()))?;
+        let mut store = Store::with_backend(Arc::new(backend), &url);
+        store.root = Some(root.into());
+        Ok(store)
+    }
+
+    /// A store that is gone with the process.
+    pub fn memory() -> Store {
+        Store::with_backend(Arc::new(object_store::memory::InMemory::new()), "memory://")
+    }
+
+    /// A store on any backend; `place` is what errors call it.
+    pub fn with_backend(backend: Arc<dyn ObjectStore>, place: &str) -> Store {
+        Store {
+            backend,
+            place: without_credentials(place).into(),
+            root: None,
+            limits: Limits::default(),
+        }
+    }
+
+    /// The same store with other limits.
+    pub fn with_limits(mut self, limits: Limits) -> Store {
+        self.limits = limits;
+        self
+    }
+
+    /// What errors call this store: its URL without credentials.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Where the files lie, if they do.
+    pub fn local_root(&self) -> Option<PathBuf> {
+        self.root.as_deref().map(Path::to_owned)
+    }
+
+    /// Artifacts of this store.
+    pub fn artifacts(&self) -> Artifacts {
+        Artifacts::new(self.clone())
+    }
+
+    /// Checkpoints of this store.
+    pub fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::new(self.clone())
+    }
+
+    /// Creates an object that must not exist.
+    ///
+    /// A try whose answer was lost may have succeeded; then the next one finds the object. If it
+    /// holds exactly these bytes, that counts as created, so callers that must tell their own
+    /// object from another's put something unique into it.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] when other bytes lie there; and what can happen to any operation.
+    pub async fn create(&self, key: &str, bytes: Bytes) -> Result<()> {
+        let path = self.key(key)?;
+        let options = PutOptions::from(PutMode::Create);
+        let mut tries = 0;
+        let done = self
+            .retry("create", key, bytes.len() as u64, || {
+                tries += 1;
+                let payload = PutPayload::from_bytes(bytes.clone());
+                self.backend.put_opts(&path, payload, options.clone())
+            })
+            .await;
+        match done {
+            Err(StoreError::Exists { .. }) if tries > 1 && self.holds(key, &bytes).await? => Ok(()),
+            Err(error) => Err(error),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Whether the object at `key` holds exactly these bytes.
+    pub(crate) async fn holds(&self, key: &str, bytes: &Bytes) -> Result<bool> {
+        Ok(self.size(key).await? == Some(bytes.len() as u64) && self.get(key).await? == *bytes)
+    }
+
+    /// An object's bytes. Not verified: that is what [`Artifacts::get`] is for.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`]; [`StoreError::TooLarge`]; and what can happen to any operation.
+    pub async fn get(&self, key: &str) -> Result<Bytes> {
+        self.get_at_most(key, self.limits.max_bytes).await
+    }
+
+    /// An object's bytes, when there are at most `limit`.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    pub async fn get_at_most(&self, key: &str, limit: u64) -> Result<Bytes> {
+        let path = self.key(key)?;
+        let limit = limit.min(self.limits.max_bytes);
+        let bytes = self.size(key).await?.ok_or_else(|| self.missing(key))?;
+        if bytes > limit {
+            let (place, key) = (self.place.to_string(), key.to_owned());
+            return Err(StoreError::TooLarge { place, key, bytes, limit });
+        }
+        self.retry("get", key, bytes, || async {
+            self.backend.get_opts(&path, GetOptions::default()).await?.bytes().await
+        })
+        .await
+    }
+
+    /// Some of an object's bytes.
+    ///
+    /// # Errors
+    /// As [`Store::get`]; [`StoreError::Backend`] when the object is shorter.
+    pub async fn get_range(&self, key: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
+        let path = self.key(key)?;
+        let bytes = range.end.saturating_sub(range.start);
+        self.retry("get", key, bytes, || self.backend.get_range(&path, range.clone())).await
+    }
+
+    /// An object's length; `None` when there is none.
+    ///
+    /// # Errors
+    /// What can happen to any operation.
+    pub async fn size(&self, key: &str) -> Result<Option<u64>> {
+        let path = self.key(key)?;
+        match self.retry("look up", key, 0, || self.backend.head(&path)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(StoreError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The objects whose keys begin with `prefix` and a slash, in key order.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLarge`] when there are too many; and what can happen to any operation.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
+        let path = self.key(prefix)?;
+        let found = self
+            .retry("list", prefix, 64 << 20, || async {
+                let limit = self.limits.max_entries + 1;
+                let mut stream = self.backend.list(Some(&path)).take(limit);
+                let mut entries = Vec::new();
+                while let Some(meta) = stream.next().await {
+                    match meta {
+                        Ok(meta) => entries.push(Entry {
+                            key: meta.location.to_string(),
+                            bytes: meta.size,
+                            modified_unix_ms: meta.last_modified.timestamp_millis(),
+                        }),
+                        // Gone between the reading of the folder and of the file.
+                        Err(object_store::Error::NotFound { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(entries)
+            })
+            .await;
+        let mut entries = match found {
+            Err(StoreError::Missing { .. }) => Vec::new(),
+            found => found?,
+        };
+        if entries.len() > self.limits.max_entries {
+            return Err(StoreError::TooLarge {
+                place: self.place.to_string(),
+                key: format!("{prefix}/"),
+                bytes: entries.len() as u64,
+                limit: self.limits.max_entries as u64,
+            });
+        }
+        entries.sort();
+        Ok(entries)
+    }
+
+    /// Deletes an object; one that is not there is as good as deleted.
+    ///
+    /// # Errors
+    /// What can happen to any operation.
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        let path = self.key(key)?;
+        match self.retry("delete", key, 0, || self.backend.delete(&path)).await {
+            Ok(()) | Err(StoreError::Missing { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Runs one operation with the limits.
+    async fn retry<T, F>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        bytes: u64,
+        mut call: impl FnMut() -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = object_store::Result<T>>,
+    {
+        let mib = u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
+        let deadline = self.limits.timeout + self.limits.per_mib.saturating_mul(mib);
+        let mut wait = self.limits.backoff;
+        let mut failed = 0;
+        loop {
+            let error = match tokio::time::timeout(deadline, call()).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(source)) => match name(&self.place, key, operation, &source) {
+                    Some(error) => return Err(error),
+                    None => StoreError::Backend {
+                        place: self.place.to_string(),
+                        key: key.to_owned(),
+                        operation,
+                        source,
+                    },
+                },
+                Err(_) => StoreError::Timeout {
+                    place: self.place.to_string(),
+                    key: key.to_owned(),
+                    operation,
+                    after: deadline,
+                },
+            };
+            failed += 1;
+            if failed >= self.limits.tries {
+                return Err(error);
+            }
+            tracing::warn!(operation, key, failed, %error, "store did not answer as hoped: again");
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(self.limits.backoff_max);
+        }
+    }
+
+    fn key(&self, key: &str) -> Result<Key> {
+        let bad = |reason: String| StoreError::Key {
+            place: self.place.to_string(),
+            key: key.chars().take(200).collect(),
+            reason,
+        };
+        if key.is_empty() {
+            return Err(bad("it is empty".to_owned()));
+        }
+        Key::parse(key).map_err(|error| bad(error.to_string()))
+    }
+
+    pub(crate) fn missing(&self, key: &str) -> StoreError {
+        StoreError::Missing { place: self.place.to_string(), key: key.to_owned() }
+    }
+
+    pub(crate) fn corrupt(&self, key: &str, reason: impl Into<String>) -> StoreError {
+        StoreError::Corrupt {
+            place: self.place.to_string(),
+            key: key.to_owned(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn conflict(&self, key: &str) -> StoreError {
+        StoreError::Conflict { place: self.place.to_string(), key: key.to_owned() }
+    }
+}
+
+/// A store behind a network.
+fn remote(scheme: &str, url: &str) -> Result<Store> {
+    let features =
+        [("s3", "s3"), ("s3a", "s3"), ("gs", "gcs"), ("az", "azure"), ("abfss", "azure")];
+    let reason = match features.iter().find(|(name, _)| *name == scheme) {
+        Some((_, feature)) => format!(
+            "this program was built without support for `{scheme}://`; build it with \
+             `--features duet-store/{feature}`, or use a folder"
+        ),
+        None => format!(
+            "`{scheme}://` is of no known kind; use a folder, `file://`, `s3://`, `gs://` or `az://`"
+        ),
+    };
+    Err(StoreError::Url { url: without_credentials(url), reason })
+}
+
+/// A URL without what stands before an `@` in its authority, and without its query.
+fn without_credentials(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let rest = rest.split_once('?').map_or(rest, |(rest, _)| rest);
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{scheme}://{host}{path}")
+}
