@@ -81,10 +81,7 @@ impl ThinkArtifact {
     /// would refuse is ever stored.
     pub fn encode(&self) -> Result<Vec<u8>, ArtifactError> {
         self.check("a new think artifact")?;
-        let metadata = [
-            (FORMAT, THINK.to_owned()),
-            ("prompt_len", self.prompt_len.to_string()),
-        ];
+        let metadata = [(FORMAT, THINK.to_owned()), ("prompt_len", self.prompt_len.to_string())];
         Ok(encode(&self.tensors(), &text(metadata))?)
     }
 
@@ -142,10 +139,8 @@ impl RenderArtifact {
     /// As [`ThinkArtifact::encode`].
     pub fn encode(&self) -> Result<Vec<u8>, ArtifactError> {
         self.check("a new render artifact")?;
-        let metadata = [
-            (FORMAT, RENDER.to_owned()),
-            ("window_start", self.window_start.to_string()),
-        ];
+        let metadata =
+            [(FORMAT, RENDER.to_owned()), ("window_start", self.window_start.to_string())];
         Ok(encode(&self.tensors(), &text(metadata))?)
     }
 
@@ -200,17 +195,11 @@ impl RenderArtifact {
 }
 
 fn text<const N: usize>(pairs: [(&str, String); N]) -> Metadata {
-    pairs
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect()
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 fn named<const N: usize>(tensors: [(&str, &Tensor); N]) -> Tensors {
-    tensors
-        .into_iter()
-        .map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()))
-        .collect()
+    tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect()
 }
 
 fn open(label: &str, data: Vec<u8>, format: &str) -> Result<TensorFile, ArtifactError> {
@@ -219,10 +208,7 @@ fn open(label: &str, data: Vec<u8>, format: &str) -> Result<TensorFile, Artifact
         Some(found) if found == format => Ok(file),
         found => Err(ArtifactError::Inconsistent {
             file: label.to_owned(),
-            reason: format!(
-                "format `{}`, expected `{format}`",
-                found.unwrap_or("unknown")
-            ),
+            reason: format!("format `{}`, expected `{format}`", found.unwrap_or("unknown")),
         }),
     }
 }
@@ -248,12 +234,10 @@ fn load(
 
 fn number<T: std::str::FromStr>(file: &TensorFile, key: &str) -> Result<T, ArtifactError> {
     let found = file.metadata().get(key);
-    found
-        .and_then(|value| value.parse().ok())
-        .ok_or_else(|| ArtifactError::Inconsistent {
-            file: file.label().to_owned(),
-            reason: format!("metadata `{key}` is {found:?}, expected a whole number"),
-        })
+    found.and_then(|value| value.parse().ok()).ok_or_else(|| ArtifactError::Inconsistent {
+        file: file.label().to_owned(),
+        reason: format!("metadata `{key}` is {found:?}, expected a whole number"),
+    })
 }
 
 fn consistent(
@@ -263,15 +247,10 @@ fn consistent(
     tensors: &Tensors,
 ) -> Result<(), ArtifactError> {
     if !fits {
-        return Err(ArtifactError::Inconsistent {
-            file: label.to_owned(),
-            reason: reason(),
-        });
+        return Err(ArtifactError::Inconsistent { file: label.to_owned(), reason: reason() });
     }
-    require_finite(tensors).map_err(|source| ArtifactError::NotFinite {
-        file: label.to_owned(),
-        source,
-    })
+    require_finite(tensors)
+        .map_err(|source| ArtifactError::NotFinite { file: label.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -323,37 +302,12 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_never_written() {
-        let short = ThinkArtifact {
-            log_probs: floats(&[4]),
-            ..think()
-        };
-        assert!(
-            short
-                .encode()
-                .unwrap_err()
-                .to_string()
-                .contains("do not belong to one trace")
-        );
-        let bad = ThinkArtifact {
-            embeds: floats(&[7, 3]).log().neg() / 0.0,
-            ..think()
-        };
-        assert!(
-            bad.encode()
-                .unwrap_err()
-                .to_string()
-                .contains("`embeds` has")
-        );
-        let grey = RenderArtifact {
-            images: render(1).images.narrow(3, 0, 1),
-            ..render(1)
-        };
-        assert!(
-            grey.encode()
-                .unwrap_err()
-                .to_string()
-                .contains("one sub-tree")
-        );
+        let short = ThinkArtifact { log_probs: floats(&[4]), ..think() };
+        assert!(short.encode().unwrap_err().to_string().contains("do not belong to one trace"));
+        let bad = ThinkArtifact { embeds: floats(&[7, 3]).log().neg() / 0.0, ..think() };
+        assert!(bad.encode().unwrap_err().to_string().contains("`embeds` has"));
+        let grey = RenderArtifact { images: render(1).images.narrow(3, 0, 1), ..render(1) };
+        assert!(grey.encode().unwrap_err().to_string().contains("one sub-tree"));
     }
 
     #[test]

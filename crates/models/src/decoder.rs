@@ -11,7 +11,7 @@ const FUSE_BELOW: i64 = 300_000_000;
 /// Positions that the cache grows by.
 const BLOCK: i64 = 64;
 
-/// A weight as `x W + b` wants it, adapter merged in.
+/// A weight as `x W + b` wants it, `[in, out]`, adapter merged in.
 #[derive(Debug)]
 struct Fused {
     weight: Tensor,
@@ -19,27 +19,27 @@ struct Fused {
 }
 
 impl Fused {
-    /// Several layers of one input, as one.
-    fn of(layers: &[&Linear]) -> Fused {
+    /// Several layers of one input, as one. With `copy`, laid out for few rows of input.
+    fn of(layers: &[&Linear], copy: bool) -> Fused {
         let weights: Vec<Tensor> = layers.iter().map(|layer| merged(layer)).collect();
-        let biases: Vec<&Tensor> = layers
-            .iter()
-            .filter_map(|layer| layer.bias.as_ref())
-            .collect();
+        let biases: Vec<&Tensor> = layers.iter().filter_map(|layer| layer.bias.as_ref()).collect();
         let weight = match weights.as_slice() {
-            [one] => one.shallow_clone(),
-            many => Tensor::cat(many, 0),
+            [one] => one.tr(),
+            many => Tensor::cat(many, 0).tr(),
         };
         let bias = match biases.as_slice() {
             [] => None,
-            [one] => Some(one.detach()),
             many => Some(Tensor::cat(many, 0).detach()),
         };
+        let weight = if copy { weight.contiguous() } else { weight };
         Fused { weight, bias }
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        match &self.bias {
+            Some(bias) => bias.addmm(x, &self.weight),
+            None => x.mm(&self.weight),
+        }
     }
 }
 
@@ -68,16 +68,16 @@ struct Step {
 impl Step {
     fn new(layer: &Layer, fuse: bool) -> Step {
         let group = |layers: &[&Linear]| match fuse {
-            true => vec![Fused::of(layers)],
-            false => layers.iter().map(|layer| Fused::of(&[layer])).collect(),
+            true => vec![Fused::of(layers, true)],
+            false => layers.iter().map(|layer| Fused::of(&[layer], false)).collect(),
         };
         Step {
             input_norm: layer.input_norm.detach(),
             qkv: group(&[&layer.q, &layer.k, &layer.v]),
-            out: Fused::of(&[&layer.o]),
+            out: Fused::of(&[&layer.o], fuse),
             post_norm: layer.post_norm.detach(),
             gate_up: group(&[&layer.gate, &layer.up]),
-            down: Fused::of(&[&layer.down]),
+            down: Fused::of(&[&layer.down], fuse),
         }
     }
 }
@@ -86,13 +86,7 @@ impl Step {
 fn apply(group: &[Fused], x: &Tensor) -> Tensor {
     match group {
         [one] => one.forward(x),
-        many => Tensor::cat(
-            &many
-                .iter()
-                .map(|layer| layer.forward(x))
-                .collect::<Vec<_>>(),
-            -1,
-        ),
+        many => Tensor::cat(&many.iter().map(|layer| layer.forward(x)).collect::<Vec<_>>(), -1),
     }
 }
 
@@ -126,15 +120,8 @@ impl Cache {
     pub fn fork(&self, n: i64, more: i64) -> Cache {
         let capacity = self.length + more.min(BLOCK);
         let widen = |x: &Tensor| grown(&x.expand([n, -1, -1, -1], false), self.length, capacity);
-        let slots = self.slots.iter().map(|slot| Slot {
-            k: widen(&slot.k),
-            v: widen(&slot.v),
-        });
-        Cache {
-            slots: slots.collect(),
-            length: self.length,
-            capacity,
-        }
+        let slots = self.slots.iter().map(|slot| Slot { k: widen(&slot.k), v: widen(&slot.v) });
+        Cache { slots: slots.collect(), length: self.length, capacity }
     }
 
     /// Keeps the sequences `rows` and forgets the others.
@@ -184,13 +171,9 @@ impl<'a> Decoder<'a> {
         tch::no_grad(|| Decoder {
             lm,
             config: lm.config(),
-            steps: lm
-                .layers()
-                .iter()
-                .map(|layer| Step::new(layer, fuse))
-                .collect(),
+            steps: lm.layers().iter().map(|layer| Step::new(layer, fuse)).collect(),
             norm: lm.final_norm().detach(),
-            head: Fused::of(&[lm.head()]),
+            head: Fused::of(&[lm.head()], fuse),
         })
     }
 
@@ -204,15 +187,11 @@ impl<'a> Decoder<'a> {
         let config = self.config;
         let shape = [1, config.num_key_value_heads, 0, config.head_dim()];
         let options = (self.norm.kind(), self.norm.device());
-        let slots = self.steps.iter().map(|_| Slot {
-            k: Tensor::empty(shape, options),
-            v: Tensor::empty(shape, options),
-        });
-        Cache {
-            slots: slots.collect(),
-            length: 0,
-            capacity: 0,
-        }
+        let slots = self
+            .steps
+            .iter()
+            .map(|_| Slot { k: Tensor::empty(shape, options), v: Tensor::empty(shape, options) });
+        Cache { slots: slots.collect(), length: 0, capacity: 0 }
     }
 
     /// Feeds tokens `[n, T]` (T is 1 once the prompt is in) and gives the logits after the last
@@ -221,60 +200,56 @@ impl<'a> Decoder<'a> {
         tch::no_grad(|| {
             let (n, length) = (tokens.size()[0], tokens.size()[1]);
             cache.reserve(length);
-            let mut x = self.lm.embed(tokens);
+            let rows = tokens.reshape([n * length]);
+            let mut x = self.lm.embed(&rows);
             let rotation = self.lm.rotation(cache.length, length);
             // [T, 1, D]: heads come after positions here.
-            let (cos, sin) = (rotation.cos.unsqueeze(1), rotation.sin.unsqueeze(1));
+            let turn = (rotation.cos.unsqueeze(1), rotation.sin.unsqueeze(1));
             let eps = self.config.rms_norm_eps;
+            let half = self.config.intermediate_size;
             for (step, slot) in self.steps.iter().zip(&cache.slots) {
                 let qkv = apply(&step.qkv, &rms_norm(&x, &step.input_norm, eps));
-                let attended = self.attend(&qkv, (&cos, &sin), slot, cache.length, (n, length));
+                let attended = self.attend(&qkv, &turn, slot, cache.length, (n, length));
                 x += step.out.forward(&attended);
                 let inner = apply(&step.gate_up, &rms_norm(&x, &step.post_norm, eps));
-                let half = self.config.intermediate_size;
-                let gated = inner.narrow(2, 0, half).silu() * inner.narrow(2, half, half);
+                let gated = inner.narrow(1, 0, half).silu() * inner.narrow(1, half, half);
                 x += step.down.forward(&gated);
             }
             cache.length += length;
-            let last = x.select(1, length - 1);
-            self.head
-                .forward(&rms_norm(&last, &self.norm, eps))
-                .to_kind(Kind::Float)
+            let last = x.view([n, length, -1]).select(1, length - 1);
+            let last = rms_norm(&last, &self.norm, eps);
+            self.head.forward(&last).to_kind(Kind::Float)
         })
     }
 
+    /// `[n T, (heads + 2 kv_heads) D]` to `[n T, heads D]`; the new keys and values go into the cache.
     fn attend(
         &self,
         qkv: &Tensor,
-        (cos, sin): (&Tensor, &Tensor),
+        (cos, sin): &(Tensor, Tensor),
         slot: &Slot,
         at: i64,
         (n, length): (i64, i64),
     ) -> Tensor {
         let config = self.config;
-        let (heads, kv, d) = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim(),
-        );
+        let (heads, kv, d) =
+            (config.num_attention_heads, config.num_key_value_heads, config.head_dim());
         let split = qkv.view([n, length, heads + 2 * kv, d]);
         let turned = split.narrow(2, 0, heads + kv);
         let turned = (&turned * cos).addcmul(&turned.roll([d / 2], [3]), sin);
         let (mut k_at, mut v_at) = (slot.k.narrow(2, at, length), slot.v.narrow(2, at, length));
         k_at.copy_(&turned.narrow(2, heads, kv).transpose(1, 2));
         v_at.copy_(&split.narrow(2, heads + kv, kv).transpose(1, 2));
-        let (k, v) = (
-            slot.k.narrow(2, 0, at + length),
-            slot.v.narrow(2, 0, at + length),
-        );
+        let end = at + length;
+        let (k, v) = (slot.k.narrow(2, 0, end), slot.v.narrow(2, 0, end));
         let q = turned.narrow(2, 0, heads);
         if length == 1 {
             // Query heads of one key head act as its queries: no key is repeated.
             let q = q.reshape([n, kv, heads / kv, d]);
-            return attention(&q, &k, &v, None, false).reshape([n, 1, heads * d]);
+            return attention(&q, &k, &v, None, false).reshape([n, heads * d]);
         }
-        // Only an empty cache is filled with several tokens at once, so the triangle is square.
-        let out = attention(&q.transpose(1, 2), &k, &v, None, true);
-        out.transpose(1, 2).reshape([n, length, heads * d])
+        let seen = (at > 0).then(|| Tensor::ones([length, end], (Kind::Bool, q.device())).tril(at));
+        let out = attention(&q.transpose(1, 2), &k, &v, seen.as_ref(), at == 0);
+        out.transpose(1, 2).reshape([n * length, heads * d])
     }
 }

@@ -77,19 +77,11 @@ mod tests {
     fn a_folder_says_how_it_is_sampled_or_is_sampled_as_published() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Defaults::read(folder.path()).unwrap(), Defaults::default());
-        let small = Defaults {
-            steps: 8,
-            width: 32,
-            height: 32,
-            ..Defaults::default()
-        };
+        let small = Defaults { steps: 8, width: 32, height: 32, ..Defaults::default() };
         small.write(folder.path()).unwrap();
         assert_eq!(Defaults::read(folder.path()).unwrap(), small);
         std::fs::write(folder.path().join(Defaults::NAME), "{\"step\": 8}").unwrap();
         let error = Defaults::read(folder.path()).unwrap_err().to_string();
-        assert!(
-            error.contains("duet.json") && error.contains("step"),
-            "{error}"
-        );
+        assert!(error.contains("duet.json") && error.contains("step"), "{error}");
     }
 }

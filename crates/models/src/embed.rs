@@ -40,9 +40,7 @@ impl<'a> Embedder<'a> {
 
     /// Token ids of a prompt in the template, cut so that at most 512 positions are kept.
     pub fn tokens(&self, prompt: &str) -> Result<Vec<i64>> {
-        let mut tokens = self
-            .tokenizer
-            .encode(&format!("{PREFIX}{prompt}{SUFFIX}"))?;
+        let mut tokens = self.tokenizer.encode(&format!("{PREFIX}{prompt}{SUFFIX}"))?;
         tokens.truncate(DROPPED + MAX_LENGTH);
         Ok(tokens)
     }
@@ -53,9 +51,7 @@ impl<'a> Embedder<'a> {
         let length = tokens.len() as i64;
         let dropped = DROPPED as i64;
         tch::no_grad(|| {
-            let ids = Tensor::from_slice(&tokens)
-                .to_device(self.lm.device())
-                .unsqueeze(0);
+            let ids = Tensor::from_slice(&tokens).to_device(self.lm.device()).unsqueeze(0);
             let hidden = self.lm.hidden(&ids, None).squeeze_dim(0);
             Ok(hidden.narrow(0, dropped, length - dropped).contiguous())
         })
@@ -63,10 +59,7 @@ impl<'a> Embedder<'a> {
 
     /// Embeddings of several prompts, each without padding, from one pass over a padded batch.
     pub fn embed_many(&self, prompts: &[&str]) -> Result<Vec<Tensor>> {
-        let rows = prompts
-            .iter()
-            .map(|prompt| self.tokens(prompt))
-            .collect::<Result<Vec<_>>>()?;
+        let rows = prompts.iter().map(|prompt| self.tokens(prompt)).collect::<Result<Vec<_>>>()?;
         if rows.is_empty() {
             return Ok(Vec::new());
         }
@@ -74,10 +67,7 @@ impl<'a> Embedder<'a> {
         let hidden = tch::no_grad(|| self.lm.hidden(&ids, None));
         let cut = |(index, row): (usize, &Vec<i64>)| {
             let (start, length) = (DROPPED as i64, row.len() as i64);
-            hidden
-                .select(0, index as i64)
-                .narrow(0, start, length - start)
-                .contiguous()
+            hidden.select(0, index as i64).narrow(0, start, length - start).contiguous()
         };
         Ok(rows.iter().enumerate().map(cut).collect())
     }

@@ -92,18 +92,12 @@ pub enum ModelError {
 impl ModelError {
     /// An I/O error with the path that it belongs to.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
-        ModelError::Io {
-            path: path.into(),
-            source,
-        }
+        ModelError::Io { path: path.into(), source }
     }
 
     /// A file that is not what it should be.
     pub fn bad_file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
-        ModelError::BadFile {
-            path: path.into(),
-            reason: reason.into(),
-        }
+        ModelError::BadFile { path: path.into(), reason: reason.into() }
     }
 
     /// A config value that cannot be.
@@ -112,11 +106,7 @@ impl ModelError {
         key: impl Into<String>,
         reason: impl Into<String>,
     ) -> Self {
-        ModelError::BadConfig {
-            origin: origin.into(),
-            key: key.into(),
-            reason: reason.into(),
-        }
+        ModelError::BadConfig { origin: origin.into(), key: key.into(), reason: reason.into() }
     }
 }
 

@@ -66,10 +66,7 @@ impl FlowConfig {
         // Absent keys mean diffusers' own defaults, not Qwen-Image's.
         let int = |key: &str, or: i64| config.get(key).and_then(Value::as_i64).unwrap_or(or);
         let real = |key: &str, or: f64| config.get(key).and_then(Value::as_f64).unwrap_or(or);
-        let kind = config
-            .get("time_shift_type")
-            .and_then(Value::as_str)
-            .unwrap_or("exponential");
+        let kind = config.get("time_shift_type").and_then(Value::as_str).unwrap_or("exponential");
         if kind != "exponential" && kind != "linear" {
             let reason = format!("`{kind}`; `exponential` or `linear` expected");
             return Err(ModelError::bad_config(origin, "time_shift_type", reason));
@@ -132,9 +129,7 @@ impl FlowSchedule {
     /// computes it.
     pub fn new(config: &FlowConfig, steps: usize, tokens: i64) -> Result<FlowSchedule> {
         if steps == 0 {
-            return Err(ModelError::BadInput(
-                "a schedule needs at least one step".to_owned(),
-            ));
+            return Err(ModelError::BadInput("a schedule needs at least one step".to_owned()));
         }
         let count = steps as f64;
         let last = 1.0 / count;
@@ -147,29 +142,20 @@ impl FlowSchedule {
         if config.use_dynamic_shifting {
             let mu = config.mu(tokens);
             let power = if config.exponential { mu.exp() } else { mu } as f32;
-            sigmas
-                .iter_mut()
-                .for_each(|s| *s = power / (power + (1.0 / *s - 1.0)));
+            sigmas.iter_mut().for_each(|s| *s = power / (power + (1.0 / *s - 1.0)));
         } else {
             let shift = config.shift as f32;
-            sigmas
-                .iter_mut()
-                .for_each(|s| *s = shift * *s / (1.0 + (shift - 1.0) * *s));
+            sigmas.iter_mut().for_each(|s| *s = shift * *s / (1.0 + (shift - 1.0) * *s));
         }
         if let Some(terminal) = config.shift_terminal {
             // One step alone starts at one, which cannot be stretched.
             let scale = (1.0 - sigmas[steps - 1]) / (1.0 - terminal as f32);
             if scale > 0.0 {
-                sigmas
-                    .iter_mut()
-                    .for_each(|s| *s = 1.0 - (1.0 - *s) / scale);
+                sigmas.iter_mut().for_each(|s| *s = 1.0 - (1.0 - *s) / scale);
             }
         }
         sigmas.push(0.0);
-        Ok(FlowSchedule {
-            sigmas,
-            scale: config.num_train_timesteps as f32,
-        })
+        Ok(FlowSchedule { sigmas, scale: config.num_train_timesteps as f32 })
     }
 
     /// Number of steps.
@@ -184,22 +170,15 @@ impl FlowSchedule {
 
     /// Sigma before step `index` and after it.
     pub fn pair(&self, index: usize) -> (f64, f64) {
-        (
-            f64::from(self.sigmas[index]),
-            f64::from(self.sigmas[index + 1]),
-        )
+        (f64::from(self.sigmas[index]), f64::from(self.sigmas[index + 1]))
     }
 
     /// What the transformer is told of the time at each step, `[steps]` fp32 in [0, 1]:
     /// `sigma * 1000 / 1000`, rounded as diffusers' pipeline rounds it.
     pub fn times(&self, device: Device) -> Tensor {
-        let times: Vec<f32> = self.sigmas[..self.steps()]
-            .iter()
-            .map(|s| s * self.scale / self.scale)
-            .collect();
-        Tensor::from_slice(&times)
-            .to_kind(Kind::Float)
-            .to_device(device)
+        let times: Vec<f32> =
+            self.sigmas[..self.steps()].iter().map(|s| s * self.scale / self.scale).collect();
+        Tensor::from_slice(&times).to_kind(Kind::Float).to_device(device)
     }
 }
 
@@ -209,10 +188,7 @@ mod tests {
 
     fn near(got: &[f32], want: &[f64]) {
         for (index, (got, want)) in got.iter().zip(want).enumerate() {
-            assert!(
-                (f64::from(*got) - want).abs() < 1e-6,
-                "sigma {index}: {got} != {want}"
-            );
+            assert!((f64::from(*got) - want).abs() < 1e-6, "sigma {index}: {got} != {want}");
         }
     }
 
@@ -256,10 +232,7 @@ mod tests {
     #[test]
     fn a_config_reads_back() {
         let config = FlowConfig::default();
-        assert_eq!(
-            FlowConfig::from_json(&config.to_json(), "x").unwrap(),
-            config
-        );
+        assert_eq!(FlowConfig::from_json(&config.to_json(), "x").unwrap(), config);
     }
 
     #[test]

@@ -45,9 +45,8 @@ pub fn generate(
     options: &SampleOptions,
 ) -> Result<Vec<Sampled>> {
     check(decoder, prompt, options)?;
-    let seeds: Vec<Seed> = (0..options.traces as u64)
-        .map(|trace| seed.derive(Purpose::Tokens, &[trace]))
-        .collect();
+    let seeds: Vec<Seed> =
+        (0..options.traces as u64).map(|trace| seed.derive(Purpose::Tokens, &[trace])).collect();
     let mut answers: Vec<Vec<i64>> = vec![Vec::new(); options.traces];
     let mut finish = vec![Finish::Length; options.traces];
     // Which trace each row of the batch is, and whether it still runs.
@@ -63,10 +62,8 @@ pub fn generate(
     drop(prefix);
 
     for position in 0..options.max_new_tokens {
-        let numbers: Vec<f64> = rows
-            .iter()
-            .map(|trace| seeds[*trace].uniform(position as u64))
-            .collect();
+        let numbers: Vec<f64> =
+            rows.iter().map(|trace| seeds[*trace].uniform(position as u64)).collect();
         let tokens = choose(&logits, &numbers, options.temperature)?;
         for (row, token) in rows.iter().zip(&tokens).filter(|(row, _)| running[**row]) {
             answers[*row].push(*token);
@@ -84,10 +81,8 @@ pub fn generate(
         let mut next = tokens;
         // Copying the cache costs about as much as a few steps, so a row or two may idle.
         if live * 4 <= rows.len() * 3 {
-            let kept: Vec<i64> = (0..rows.len())
-                .filter(|row| running[rows[*row]])
-                .map(|row| row as i64)
-                .collect();
+            let kept: Vec<i64> =
+                (0..rows.len()).filter(|row| running[rows[*row]]).map(|row| row as i64).collect();
             cache.keep(&Tensor::from_slice(&kept).to_device(device));
             next = kept.iter().map(|row| next[*row as usize]).collect();
             rows.retain(|trace| running[*trace]);
@@ -96,9 +91,7 @@ pub fn generate(
         logits = decoder.advance(&fed, &mut cache);
     }
     let answers = answers.into_iter().zip(finish);
-    Ok(answers
-        .map(|(tokens, finish)| Sampled { tokens, finish })
-        .collect())
+    Ok(answers.map(|(tokens, finish)| Sampled { tokens, finish }).collect())
 }
 
 /// The token of each row: the first whose cumulative probability exceeds the row's number.
@@ -106,24 +99,14 @@ fn choose(logits: &Tensor, numbers: &[f64], temperature: f64) -> Result<Vec<i64>
     let chosen = if temperature == 0.0 {
         logits.argmax(-1, false)
     } else {
-        let scaled = if temperature == 1.0 {
-            logits.shallow_clone()
-        } else {
-            logits / temperature
-        };
+        let scaled = if temperature == 1.0 { logits.shallow_clone() } else { logits / temperature };
         let cumulative = scaled.softmax(-1, Kind::Float).cumsum(-1, Kind::Double);
         let vocabulary = cumulative.size()[1];
         let total = cumulative.narrow(1, vocabulary - 1, 1);
         if total.isfinite().all().int64_value(&[]) == 0 {
-            return Err(ModelError::NotFinite {
-                what: "a logit",
-                place: " in sampling".into(),
-            });
+            return Err(ModelError::NotFinite { what: "a logit", place: " in sampling".into() });
         }
-        let targets = Tensor::from_slice(numbers)
-            .to_device(logits.device())
-            .unsqueeze(1)
-            * total;
+        let targets = Tensor::from_slice(numbers).to_device(logits.device()).unsqueeze(1) * total;
         let found = targets.searchsorted::<Tensor>(&cumulative, false, true, "right", None);
         found.clamp_max(vocabulary - 1).squeeze_dim(1)
     };
@@ -134,24 +117,13 @@ fn check(decoder: &Decoder<'_>, prompt: &[i64], options: &SampleOptions) -> Resu
     let config = decoder.lm().config();
     let bad = |reason: String| Err(ModelError::BadInput(reason));
     if prompt.is_empty() || options.traces == 0 || options.max_new_tokens == 0 {
-        return bad(
-            "sampling needs a prompt, at least one trace and at least one token".to_owned(),
-        );
+        return bad("sampling needs a prompt, at least one trace and at least one token".to_owned());
     }
     if !options.temperature.is_finite() || options.temperature < 0.0 {
-        return bad(format!(
-            "temperature {} is not zero or above",
-            options.temperature
-        ));
+        return bad(format!("temperature {} is not zero or above", options.temperature));
     }
-    if let Some(token) = prompt
-        .iter()
-        .find(|token| !(0..config.vocab_size).contains(*token))
-    {
-        return bad(format!(
-            "token {token} is outside the vocabulary of {}",
-            config.vocab_size
-        ));
+    if let Some(token) = prompt.iter().find(|token| !(0..config.vocab_size).contains(*token)) {
+        return bad(format!("token {token} is outside the vocabulary of {}", config.vocab_size));
     }
     let length = prompt.len() + options.max_new_tokens;
     if length as i64 > config.max_position_embeddings {

@@ -53,24 +53,14 @@ pub fn token_log_probs(
     let lengths: Vec<i64> = answers.iter().map(|answer| answer.len() as i64).collect();
     let hidden = shared_hidden(lm, prompt, answers);
     let targets: Vec<i64> = answers.iter().flatten().copied().collect();
-    let targets = Tensor::from_slice(&targets)
-        .to_device(lm.device())
-        .unsqueeze(1);
+    let targets = Tensor::from_slice(&targets).to_device(lm.device()).unsqueeze(1);
     let logits = lm.logits(&hidden).to_kind(Kind::Float);
-    let logits = if temperature == 1.0 {
-        logits
-    } else {
-        logits / temperature
-    };
+    let logits = if temperature == 1.0 { logits } else { logits / temperature };
     let logs = logits.log_softmax(-1, Kind::Float);
     let entropy = with_entropy
         .then(|| tch::no_grad(|| -(logs.exp() * &logs).sum_dim_intlist(-1, false, None)));
     let values = logs.gather(1, &targets, false).squeeze_dim(1);
-    Ok(TokenLogProbs {
-        values,
-        entropy,
-        lengths,
-    })
+    Ok(TokenLogProbs { values, entropy, lengths })
 }
 
 /// Hidden states that predict each token of each answer, `[N, D]`: the prompt is run once, the
@@ -79,33 +69,22 @@ fn shared_hidden(lm: &Lm, prompt: &[i64], answers: &[Vec<i64>]) -> Tensor {
     let device = lm.device();
     let prefix = prompt.len() as i64;
     // The last token of an answer predicts nothing that is asked for.
-    let fed: Vec<Vec<i64>> = answers
-        .iter()
-        .map(|answer| answer[..answer.len() - 1].to_vec())
-        .collect();
+    let fed: Vec<Vec<i64>> =
+        answers.iter().map(|answer| answer[..answer.len() - 1].to_vec()).collect();
     let batch = answers.len() as i64;
     let length = fed.iter().map(Vec::len).max().unwrap_or(0) as i64;
     let first = Tensor::from_slice(prompt);
-    let ids = Tensor::cat(
-        &[first, pad_right(&fed, 0).flatten(0, 1).to_kind(Kind::Int64)],
-        0,
-    );
+    let ids = Tensor::cat(&[first, pad_right(&fed, 0).flatten(0, 1).to_kind(Kind::Int64)], 0);
     let ids = ids.to_device(device).unsqueeze(0);
     let mut x = lm.embed(&ids);
-    let shape = Shape {
-        prefix,
-        batch,
-        length,
-    };
+    let shape = Shape { prefix, batch, length };
     let rotation = shape.rotation(lm);
     let allowed = shape.allowed(device);
     for layer in lm.layers() {
         let (q, k, v) = layer.project(&x, &rotation);
         x = layer.finish(&x, &shape.attend(&q, &k, &v, allowed.as_ref()));
     }
-    let states = x
-        .squeeze_dim(0)
-        .index_select(0, &shape.predictors(answers).to_device(device));
+    let states = x.squeeze_dim(0).index_select(0, &shape.predictors(answers).to_device(device));
     rms_norm(&states, lm.final_norm(), lm.config().rms_norm_eps)
 }
 
@@ -126,10 +105,7 @@ impl Shape {
             let answers = answer.repeat([self.batch, 1]);
             Tensor::cat(&[table.narrow(0, 0, self.prefix), answers], 0)
         };
-        Rotation {
-            cos: lay(&whole.cos),
-            sin: lay(&whole.sin),
-        }
+        Rotation { cos: lay(&whole.cos), sin: lay(&whole.sin) }
     }
 
     /// What an answer's tokens see: the whole prompt, and themselves up to here.
@@ -152,10 +128,7 @@ impl Shape {
         let tail = |x: &Tensor| {
             let size = x.size();
             let split = [size[1], self.batch, self.length, size[3]];
-            x.narrow(2, self.prefix, total)
-                .squeeze_dim(0)
-                .reshape(split)
-                .transpose(0, 1)
+            x.narrow(2, self.prefix, total).squeeze_dim(0).reshape(split).transpose(0, 1)
         };
         let joined = |x: &Tensor| {
             let prompt = head(x).expand([self.batch, -1, -1, -1], false);

@@ -49,10 +49,7 @@ impl LoraConfig {
 
     fn wants(&self, name: &str) -> bool {
         self.targets.iter().any(|target| {
-            name == target
-                || name
-                    .strip_suffix(target.as_str())
-                    .is_some_and(|s| s.ends_with('.'))
+            name == target || name.strip_suffix(target.as_str()).is_some_and(|s| s.ends_with('.'))
         })
     }
 }
@@ -126,15 +123,10 @@ impl Lora {
 
     fn put(model: &mut impl Adaptable, config: LoraConfig, params: ParamSet) -> Result<Lora> {
         let names: Vec<String> = model.linears().iter().map(|l| l.name.clone()).collect();
-        let keys: Vec<[String; 2]> = names
-            .iter()
-            .map(|name| key_pair(&model.module(name)))
-            .collect();
+        let keys: Vec<[String; 2]> =
+            names.iter().map(|name| key_pair(&model.module(name))).collect();
         let on = Arc::new(AtomicBool::new(true));
-        let device = model
-            .linears()
-            .first()
-            .map_or(tch::Device::Cpu, |l| l.weight.device());
+        let device = model.linears().first().map_or(tch::Device::Cpu, |l| l.weight.device());
         let params = params.to(device, Kind::Float);
         for (linear, [a, b]) in model.linears().into_iter().zip(&keys) {
             let (Some(a), Some(b)) = (params.get(a), params.get(b)) else {
@@ -146,12 +138,7 @@ impl Lora {
             }
             let (a, b) = (a.shallow_clone(), b.shallow_clone());
             let scale = config.alpha / config.rank as f64;
-            linear.adapter = Some(Adapter {
-                a,
-                b,
-                scale,
-                on: Arc::clone(&on),
-            });
+            linear.adapter = Some(Adapter { a, b, scale, on: Arc::clone(&on) });
         }
         Ok(Lora { config, params, on })
     }
@@ -192,11 +179,7 @@ impl Lora {
     /// Takes the adapter off the model without merging it.
     pub fn detach(self, model: &mut impl Adaptable) -> ParamSet {
         for linear in model.linears() {
-            if linear
-                .adapter
-                .as_ref()
-                .is_some_and(|adapter| Arc::ptr_eq(&adapter.on, &self.on))
-            {
+            if linear.adapter.as_ref().is_some_and(|adapter| Arc::ptr_eq(&adapter.on, &self.on)) {
                 linear.adapter = None;
             }
         }
@@ -221,10 +204,7 @@ impl Lora {
         std::fs::create_dir_all(folder).map_err(|error| ModelError::io(folder, error))?;
         let tensors = self.params.to_map();
         weights::write(folder, "adapter_model", weights::contents(&tensors))?;
-        write_json(
-            &folder.join("adapter_config.json"),
-            &config_json(&self.config),
-        )
+        write_json(&folder.join("adapter_config.json"), &config_json(&self.config))
     }
 }
 
@@ -235,19 +215,11 @@ fn key_pair(module: &str) -> [String; 2] {
 /// The adapter's tensors for every layer that the config targets.
 fn specs(model: &mut impl Adaptable, config: &LoraConfig) -> Result<Vec<ParamSpec>> {
     if config.rank < 1 || !config.alpha.is_finite() {
-        let reason = format!(
-            "an adapter of rank {} and alpha {}",
-            config.rank, config.alpha
-        );
-        return Err(ModelError::BadInput(format!(
-            "{reason} cannot be; give a rank above zero"
-        )));
+        let reason = format!("an adapter of rank {} and alpha {}", config.rank, config.alpha);
+        return Err(ModelError::BadInput(format!("{reason} cannot be; give a rank above zero")));
     }
-    let layers: Vec<(String, Vec<i64>)> = model
-        .linears()
-        .iter()
-        .map(|linear| (linear.name.clone(), linear.weight.size()))
-        .collect();
+    let layers: Vec<(String, Vec<i64>)> =
+        model.linears().iter().map(|linear| (linear.name.clone(), linear.weight.size())).collect();
     let mut out = Vec::new();
     let mut unmet: Vec<&String> = config.targets.iter().collect();
     for (name, shape) in &layers {
@@ -256,10 +228,7 @@ fn specs(model: &mut impl Adaptable, config: &LoraConfig) -> Result<Vec<ParamSpe
             continue;
         }
         unmet.retain(|target| {
-            let one = LoraConfig {
-                targets: vec![(*target).clone()],
-                ..config.clone()
-            };
+            let one = LoraConfig { targets: vec![(*target).clone()], ..config.clone() };
             !one.wants(&module)
         });
         let [a, b] = key_pair(&module);
@@ -271,9 +240,9 @@ fn specs(model: &mut impl Adaptable, config: &LoraConfig) -> Result<Vec<ParamSpe
         Some(target) => Err(ModelError::BadInput(format!(
             "adapter target `{target}` matches no linear layer of the model"
         ))),
-        None if out.is_empty() => Err(ModelError::BadInput(
-            "an adapter needs at least one target layer".to_owned(),
-        )),
+        None if out.is_empty() => {
+            Err(ModelError::BadInput("an adapter needs at least one target layer".to_owned()))
+        }
         None => Ok(out),
     }
 }
@@ -299,11 +268,7 @@ fn config_json(config: &LoraConfig) -> Value {
 
 fn read_config(config: &Value, path: &Path) -> Result<LoraConfig> {
     let bad = |key: &str, reason: &str| {
-        Err(ModelError::bad_config(
-            path.display().to_string(),
-            key,
-            reason,
-        ))
+        Err(ModelError::bad_config(path.display().to_string(), key, reason))
     };
     for key in ["use_dora", "use_rslora", "fan_in_fan_out", "lora_bias"] {
         if config.get(key).and_then(Value::as_bool).unwrap_or(false) {
@@ -311,11 +276,7 @@ fn read_config(config: &Value, path: &Path) -> Result<LoraConfig> {
         }
     }
     for key in ["rank_pattern", "alpha_pattern"] {
-        if config
-            .get(key)
-            .and_then(Value::as_object)
-            .is_some_and(|map| !map.is_empty())
-        {
+        if config.get(key).and_then(Value::as_object).is_some_and(|map| !map.is_empty()) {
             return bad(key, "ranks that differ by layer are not implemented");
         }
     }
@@ -328,23 +289,13 @@ fn read_config(config: &Value, path: &Path) -> Result<LoraConfig> {
     let Some(targets) = config.get("target_modules").and_then(Value::as_array) else {
         return bad("target_modules", "a list of layer names expected");
     };
-    let targets = targets
-        .iter()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect();
-    Ok(LoraConfig {
-        rank,
-        alpha,
-        targets,
-    })
+    let targets = targets.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    Ok(LoraConfig { rank, alpha, targets })
 }
 
 /// The adapter's part of a layer's output, in the adapter's own dtype and back.
 pub(crate) fn low_rank(adapter: &Adapter, x: &Tensor) -> Tensor {
     let kind = x.kind();
-    let low = x
-        .to_kind(adapter.a.kind())
-        .linear::<Tensor>(&adapter.a, None);
+    let low = x.to_kind(adapter.a.kind()).linear::<Tensor>(&adapter.a, None);
     (low.linear::<Tensor>(&adapter.b, None) * adapter.scale).to_kind(kind)
 }

@@ -38,9 +38,7 @@ impl Linear {
         Ok(Linear {
             name: name.to_owned(),
             weight: fetch(params, &format!("{name}.weight"))?,
-            bias: params
-                .get(&format!("{name}.bias"))
-                .map(Tensor::shallow_clone),
+            bias: params.get(&format!("{name}.bias")).map(Tensor::shallow_clone),
             adapter: None,
         })
     }
@@ -58,31 +56,20 @@ impl Linear {
 
     /// Specs of a linear layer's parameters.
     pub fn specs(out: &mut Vec<ParamSpec>, name: &str, size: (i64, i64), bias: bool, init: Init) {
-        out.push(ParamSpec::new(
-            format!("{name}.weight"),
-            &[size.1, size.0],
-            init,
-        ));
+        out.push(ParamSpec::new(format!("{name}.weight"), &[size.1, size.0], init));
         if bias {
-            out.push(ParamSpec::new(
-                format!("{name}.bias"),
-                &[size.1],
-                Init::Zeros,
-            ));
+            out.push(ParamSpec::new(format!("{name}.bias"), &[size.1], Init::Zeros));
         }
     }
 }
 
 /// A handle to a tensor that `ParamSet::check` has vouched for.
 pub(crate) fn fetch(params: &ParamSet, name: &str) -> Result<Tensor> {
-    params
-        .get(name)
-        .map(Tensor::shallow_clone)
-        .ok_or_else(|| ModelError::MissingTensor {
-            origin: "model".to_owned(),
-            name: name.to_owned(),
-            shape: Vec::new(),
-        })
+    params.get(name).map(Tensor::shallow_clone).ok_or_else(|| ModelError::MissingTensor {
+        origin: "model".to_owned(),
+        name: name.to_owned(),
+        shape: Vec::new(),
+    })
 }
 
 /// RMS norm over the last dimension, accumulated in fp32 whatever the dtype:

@@ -35,11 +35,7 @@ pub struct ParamSpec {
 impl ParamSpec {
     /// A parameter called `name`.
     pub fn new(name: impl Into<String>, shape: &[i64], init: Init) -> Self {
-        ParamSpec {
-            name: name.into(),
-            shape: shape.to_vec(),
-            init,
-        }
+        ParamSpec { name: name.into(), shape: shape.to_vec(), init }
     }
 
     /// Number of elements.
@@ -97,10 +93,7 @@ impl ParamSet {
 
     /// Fresh parameters for a list of specs: fp32 on the CPU.
     pub fn init(specs: &[ParamSpec], seed: &Seed) -> Self {
-        specs
-            .iter()
-            .map(|spec| (spec.name.clone(), spec.sample(seed)))
-            .collect()
+        specs.iter().map(|spec| (spec.name.clone(), spec.sample(seed))).collect()
     }
 
     /// Adds or replaces a tensor.
@@ -125,9 +118,7 @@ impl ParamSet {
 
     /// Names and tensors, in name order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.tensors
-            .iter()
-            .map(|(name, tensor)| (name.as_str(), tensor))
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
     /// Names, in order.
@@ -147,29 +138,18 @@ impl ParamSet {
 
     /// Number of elements in all.
     pub fn numel(&self) -> i64 {
-        self.tensors
-            .values()
-            .map(|tensor| tensor.numel() as i64)
-            .sum()
+        self.tensors.values().map(|tensor| tensor.numel() as i64).sum()
     }
 
     /// Handles to the same tensors in a plain map (for an optimiser, a digest or a file).
     pub fn to_map(&self) -> BTreeMap<String, Tensor> {
-        self.tensors
-            .iter()
-            .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
-            .collect()
+        self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
     }
 
     /// Handles to the tensors that require a gradient, by name.
     pub fn trainable(&self) -> BTreeMap<String, Tensor> {
-        let trained = self
-            .tensors
-            .iter()
-            .filter(|(_, tensor)| tensor.requires_grad());
-        trained
-            .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
-            .collect()
+        let trained = self.tensors.iter().filter(|(_, tensor)| tensor.requires_grad());
+        trained.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
     }
 
     /// Sets, for every tensor, whether it is trained.
@@ -183,16 +163,10 @@ impl ParamSet {
     /// not copied. Call before a module is built on the set.
     pub fn to(self, device: Device, kind: Kind) -> Self {
         let moved = |(name, tensor): (String, Tensor)| {
-            let kind = if tensor.is_floating_point() {
-                kind
-            } else {
-                tensor.kind()
-            };
+            let kind = if tensor.is_floating_point() { kind } else { tensor.kind() };
             (name, tensor.to_device(device).to_kind(kind))
         };
-        ParamSet {
-            tensors: self.tensors.into_iter().map(moved).collect(),
-        }
+        ParamSet { tensors: self.tensors.into_iter().map(moved).collect() }
     }
 
     /// Writes new values in place, for instance a new policy version. Every tensor of `new` must
@@ -200,9 +174,7 @@ impl ParamSet {
     pub fn assign(&self, new: &BTreeMap<String, Tensor>, origin: &str) -> Result<()> {
         for (name, tensor) in new {
             let own = self.get(name).ok_or_else(|| {
-                ModelError::BadInput(format!(
-                    "{origin}: tensor `{name}` is not part of this model"
-                ))
+                ModelError::BadInput(format!("{origin}: tensor `{name}` is not part of this model"))
             })?;
             if own.size() != tensor.size() {
                 return Err(ModelError::WrongShape {
@@ -226,13 +198,11 @@ impl ParamSet {
     /// Checks that every spec is met: present, right shape, floating point.
     pub fn check(&self, specs: &[ParamSpec], origin: &str) -> Result<()> {
         for spec in specs {
-            let tensor = self
-                .get(&spec.name)
-                .ok_or_else(|| ModelError::MissingTensor {
-                    origin: origin.to_owned(),
-                    name: spec.name.clone(),
-                    shape: spec.shape.clone(),
-                })?;
+            let tensor = self.get(&spec.name).ok_or_else(|| ModelError::MissingTensor {
+                origin: origin.to_owned(),
+                name: spec.name.clone(),
+                shape: spec.shape.clone(),
+            })?;
             if tensor.size() != spec.shape {
                 return Err(ModelError::WrongShape {
                     origin: origin.to_owned(),
@@ -241,10 +211,7 @@ impl ParamSet {
                     want: spec.shape.clone(),
                 });
             }
-            if !matches!(
-                tensor.kind(),
-                Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double
-            ) {
+            if !matches!(tensor.kind(), Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double) {
                 return Err(ModelError::WrongKind {
                     origin: origin.to_owned(),
                     name: spec.name.clone(),
@@ -258,8 +225,6 @@ impl ParamSet {
 
 impl FromIterator<(String, Tensor)> for ParamSet {
     fn from_iter<I: IntoIterator<Item = (String, Tensor)>>(items: I) -> Self {
-        ParamSet {
-            tensors: items.into_iter().collect(),
-        }
+        ParamSet { tensors: items.into_iter().collect() }
     }
 }

@@ -104,15 +104,7 @@ impl<'a> Sampler<'a> {
         }
         let mods = dit.modulations(&schedule.times(dit.device()));
         let shape = [leaves, grid.0 * grid.1, dit.config().in_channels];
-        Ok(Sampler {
-            dit,
-            branches,
-            mods,
-            schedule,
-            options,
-            window,
-            shape,
-        })
+        Ok(Sampler { dit, branches, mods, schedule, options, window, shape })
     }
 
     /// The guided velocity at step `index`, fp32: `u + g (c - u)`, rescaled so that every token
@@ -120,10 +112,7 @@ impl<'a> Sampler<'a> {
     pub fn velocity(&self, latents: &Tensor, index: usize) -> Result<Tensor> {
         let run = |(text, positions): &(Text, Positions)| -> Result<Tensor> {
             let row = Some(index as i64);
-            Ok(self
-                .dit
-                .forward(latents, text, positions, &self.mods, row)?
-                .to_kind(Kind::Float))
+            Ok(self.dit.forward(latents, text, positions, &self.mods, row)?.to_kind(Kind::Float))
         };
         let conditional = run(&self.branches[0])?;
         let Some(negative) = self.branches.get(1) else {
@@ -149,9 +138,7 @@ impl<'a> Sampler<'a> {
     fn noise(&self, seeds: impl Iterator<Item = Seed>) -> Tensor {
         let count = (self.shape[1] * self.shape[2]) as usize;
         let numbers: Vec<f32> = seeds.flat_map(|seed| seed.normals(count)).collect();
-        Tensor::from_slice(&numbers)
-            .view(self.shape)
-            .to_device(self.dit.device())
+        Tensor::from_slice(&numbers).view(self.shape).to_device(self.dit.device())
     }
 }
 
@@ -195,9 +182,8 @@ pub fn render(
                 kept.push(x.shallow_clone());
             }
             let velocity = sampler.velocity(&x, index)?;
-            let eps = c
-                .is_random()
-                .then(|| sampler.noise(leaf(Purpose::StepNoise, Some(index as u64))));
+            let eps =
+                c.is_random().then(|| sampler.noise(leaf(Purpose::StepNoise, Some(index as u64))));
             let out = step(&c, &x, &velocity, eps.as_ref());
             x = out.next;
             if inside {
@@ -221,12 +207,7 @@ pub fn render(
             true => (empty().view([leaves as i64, 0, 1, 1]), empty()),
             false => (Tensor::stack(&kept, 1), Tensor::stack(&log_probs, 1)),
         };
-        Ok(Rendered {
-            latents,
-            log_probs,
-            last: x,
-            images,
-        })
+        Ok(Rendered { latents, log_probs, last: x, images })
     })
 }
 

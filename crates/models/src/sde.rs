@@ -40,14 +40,7 @@ impl Coefficients {
     /// The Euler step of the ODE.
     pub fn ode(sigma: f64, next: f64) -> Coefficients {
         let dt = next - sigma;
-        Coefficients {
-            x: 1.0,
-            v: dt,
-            noise: 0.0,
-            std: 0.0,
-            dt,
-            kind: SdeKind::FlowGrpo,
-        }
+        Coefficients { x: 1.0, v: dt, noise: 0.0, std: 0.0, dt, kind: SdeKind::FlowGrpo }
     }
 
     /// A step from `sigma` to `next`. `level` is the noise level `a` (or `eta`); zero gives the
@@ -55,10 +48,7 @@ impl Coefficients {
     /// Flow-GRPO would divide by zero.
     pub fn new(kind: SdeKind, level: f64, sigma: f64, next: f64, second: f64) -> Coefficients {
         if level == 0.0 {
-            return Coefficients {
-                kind,
-                ..Coefficients::ode(sigma, next)
-            };
+            return Coefficients { kind, ..Coefficients::ode(sigma, next) };
         }
         let dt = next - sigma;
         match kind {
@@ -154,17 +144,9 @@ pub fn step(c: &Coefficients, x: &Tensor, v: &Tensor, eps: Option<&Tensor>) -> S
         Some(eps) if c.is_random() => {
             let next = c.sample(&mean, eps).detach();
             let log_prob = Some(c.log_prob(&next, &mean));
-            SdeStep {
-                next,
-                log_prob,
-                mean,
-            }
+            SdeStep { next, log_prob, mean }
         }
-        _ => SdeStep {
-            next: mean.detach(),
-            log_prob: None,
-            mean,
-        },
+        _ => SdeStep { next: mean.detach(), log_prob: None, mean },
     }
 }
 
@@ -173,14 +155,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SIGMAS: [f64; 6] = [
-        1.0,
-        0.928969635,
-        0.851484794,
-        0.766623831,
-        0.673280860,
-        0.570117298,
-    ];
+    const SIGMAS: [f64; 6] = [1.0, 0.928969635, 0.851484794, 0.766623831, 0.673280860, 0.570117298];
 
     fn scalar(kind: SdeKind, level: f64, i: usize) -> (Coefficients, f64, f64, f64) {
         let c = Coefficients::new(kind, level, SIGMAS[i], SIGMAS[i + 1], SIGMAS[1]);
@@ -189,12 +164,7 @@ mod tests {
         let eps = Tensor::from_slice(&[1.0f32]).view([1, 1, 1]);
         let out = step(&c, &x, &v, Some(&eps));
         let logp = out.log_prob.unwrap().double_value(&[0]);
-        (
-            c,
-            out.mean.double_value(&[0, 0, 0]),
-            out.next.double_value(&[0, 0, 0]),
-            logp,
-        )
+        (c, out.mean.double_value(&[0, 0, 0]), out.next.double_value(&[0, 0, 0]), logp)
     }
 
     fn near(got: f64, want: f64) {

@@ -43,19 +43,11 @@ impl ThinkTemplate {
     pub fn new(instruction: &str, chat: Option<&str>) -> Result<ThinkTemplate> {
         let mut environment = Environment::new();
         // As transformers sets its Jinja up.
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         let fail = |error: minijinja::Error| ModelError::Template(error.to_string());
         environment.set_syntax(syntax.map_err(fail)?);
-        environment
-            .add_template_owned("chat", chat.unwrap_or(CHAT).to_owned())
-            .map_err(fail)?;
-        Ok(ThinkTemplate {
-            instruction: instruction.to_owned(),
-            chat: environment,
-        })
+        environment.add_template_owned("chat", chat.unwrap_or(CHAT).to_owned()).map_err(fail)?;
+        Ok(ThinkTemplate { instruction: instruction.to_owned(), chat: environment })
     }
 
     /// The text for one raw prompt, up to where the answer begins.
@@ -84,14 +76,10 @@ pub struct Answer {
 pub fn extract(text: &str) -> Answer {
     let body = skip_thought(text);
     match body.split_once(MARKER).map(|(_, refined)| refined.trim()) {
-        Some(refined) if !refined.is_empty() => Answer {
-            refined: refined.to_owned(),
-            well_formed: true,
-        },
-        _ => Answer {
-            refined: text.trim().to_owned(),
-            well_formed: false,
-        },
+        Some(refined) if !refined.is_empty() => {
+            Answer { refined: refined.to_owned(), well_formed: true }
+        }
+        _ => Answer { refined: text.trim().to_owned(), well_formed: false },
     }
 }
 
@@ -101,13 +89,8 @@ fn skip_thought(text: &str) -> &str {
     let Some(inside) = text.trim_start().strip_prefix("<think>") else {
         return text;
     };
-    let closed = ["</think>", "<\\think>"]
-        .iter()
-        .filter_map(|tag| inside.split_once(tag));
-    closed
-        .map(|(_, after)| after)
-        .max_by_key(|after| after.len())
-        .unwrap_or(text)
+    let closed = ["</think>", "<\\think>"].iter().filter_map(|tag| inside.split_once(tag));
+    closed.map(|(_, after)| after).max_by_key(|after| after.len()).unwrap_or(text)
 }
 
 #[cfg(test)]
@@ -133,21 +116,12 @@ mod tests {
         };
         let good = |refined: &str| (refined.to_owned(), true);
         assert_eq!(found("Four.\nRevised Prompt:\na red 4\n"), good("a red 4"));
-        assert_eq!(
-            found("Revised Prompt: a\nb Revised Prompt: c"),
-            good("a\nb Revised Prompt: c")
-        );
-        assert_eq!(
-            found("<think>Revised Prompt: no</think>\nRevised Prompt:\nyes"),
-            good("yes")
-        );
+        assert_eq!(found("Revised Prompt: a\nb Revised Prompt: c"), good("a\nb Revised Prompt: c"));
+        assert_eq!(found("<think>Revised Prompt: no</think>\nRevised Prompt:\nyes"), good("yes"));
         assert_eq!(found("<think>x<\\think> Revised Prompt: y"), good("y"));
         assert_eq!(found("<think>never closed Revised Prompt: y"), good("y"));
         assert_eq!(found("  no marker "), ("no marker".to_owned(), false));
-        assert_eq!(
-            found("Revised Prompt: \n"),
-            ("Revised Prompt:".to_owned(), false)
-        );
+        assert_eq!(found("Revised Prompt: \n"), ("Revised Prompt:".to_owned(), false));
         assert_eq!(found(""), (String::new(), false));
     }
 }

@@ -40,10 +40,7 @@ pub(crate) fn read(
             });
         }
         let read = tensorfile::kind_of(found.dtype).filter(|kind| {
-            matches!(
-                kind,
-                Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double
-            )
+            matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double)
         });
         if read.is_none() {
             return Err(ModelError::WrongKind {
@@ -59,10 +56,7 @@ pub(crate) fn read(
 
 /// Tensors as contents of a file.
 pub(crate) fn contents(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Content<'_>> {
-    tensors
-        .iter()
-        .map(|(name, tensor)| (name.clone(), Content::Tensor(tensor)))
-        .collect()
+    tensors.iter().map(|(name, tensor)| (name.clone(), Content::Tensor(tensor))).collect()
 }
 
 /// Writes one file, or shards with an index where it would be large.

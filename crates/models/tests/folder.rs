@@ -3,18 +3,13 @@
 mod common;
 
 use duet_models::pipeline::Pipeline;
-use std::path::PathBuf;
+use duet_models::tokenizer::Tokenizer;
+use std::path::{Path, PathBuf};
+use tch::Tensor;
 
 fn tensors(pipeline: &Pipeline) -> Vec<(String, tch::Tensor)> {
-    let parts = [
-        pipeline.lm.params(),
-        pipeline.dit.params(),
-        pipeline.vae.params(),
-    ];
-    parts
-        .into_iter()
-        .flat_map(|params| params.to_map())
-        .collect()
+    let parts = [pipeline.lm.params(), pipeline.dit.params(), pipeline.vae.params()];
+    parts.into_iter().flat_map(|params| params.to_map()).collect()
 }
 
 #[test]
@@ -32,19 +27,12 @@ fn a_folder_reads_back_bit_for_bit() {
     }
     let again = folder.path().join("b");
     read.save(&again).unwrap();
-    for file in [
-        "text_encoder/model.safetensors",
-        "tokenizer/tokenizer.json",
-        "vae/config.json",
-    ] {
+    for file in ["text_encoder/model.safetensors", "tokenizer/tokenizer.json", "vae/config.json"] {
         let bytes = |root: &PathBuf| std::fs::read(root.join(file)).unwrap();
         assert_eq!(bytes(&path), bytes(&again), "{file}");
     }
     let text = "the number after three<|im_end|>";
-    assert_eq!(
-        made.tokenizer.encode(text).unwrap(),
-        read.tokenizer.encode(text).unwrap()
-    );
+    assert_eq!(made.tokenizer.encode(text).unwrap(), read.tokenizer.encode(text).unwrap());
 }
 
 #[test]
@@ -56,4 +44,113 @@ fn the_embedding_template_takes_34_tokens() {
     assert_eq!(tokenizer.encode(prefix).unwrap().len(), 34);
     let ids = tokenizer.encode("a red four\n").unwrap();
     assert_eq!(tokenizer.decode(&ids).unwrap(), "a red four\n");
+}
+
+fn saved() -> tempfile::TempDir {
+    common::one_thread();
+    let folder = tempfile::tempdir().unwrap();
+    common::pipeline(1).save(folder.path()).unwrap();
+    folder
+}
+
+/// Renames every tensor of the text encoder's file and writes it in two shards with an index.
+fn rewrite(folder: &Path, rename: impl Fn(&str) -> String) {
+    let stem = folder.join("text_encoder/model");
+    let single = stem.with_extension("safetensors");
+    let tensors = Tensor::read_safetensors(&single).unwrap();
+    std::fs::remove_file(&single).unwrap();
+    let mut map = serde_json::Map::new();
+    for (number, half) in tensors.chunks(tensors.len().div_ceil(2)).enumerate() {
+        let file = format!("model-{:05}-of-00002.safetensors", number + 1);
+        let named: Vec<(String, &Tensor)> =
+            half.iter().map(|(name, tensor)| (rename(name), tensor)).collect();
+        Tensor::write_safetensors(&named, folder.join("text_encoder").join(&file)).unwrap();
+        map.extend(named.iter().map(|(name, _)| (name.clone(), file.clone().into())));
+    }
+    let index = serde_json::json!({"metadata": {}, "weight_map": map});
+    let path = folder.join("text_encoder/model.safetensors.index.json");
+    std::fs::write(path, index.to_string()).unwrap();
+}
+
+/// Shards with an index, and the nested names of newer files.
+#[test]
+fn shards_and_both_layouts_are_read() {
+    let folder = saved();
+    let flat = Pipeline::load(folder.path()).unwrap();
+    rewrite(folder.path(), |name| match name.strip_prefix("model.") {
+        Some(rest) => format!("model.language_model.{rest}"),
+        None => format!("model.{name}"),
+    });
+    let nested = Pipeline::load(folder.path()).unwrap();
+    assert!(nested.lm.params().contains("model.language_model.norm.weight"));
+    let ids = Tensor::from_slice(&[1i64, 5, 9]).unsqueeze(0);
+    assert_eq!(flat.lm.hidden(&ids, None), nested.lm.hidden(&ids, None));
+    let again = tempfile::tempdir().unwrap();
+    nested.save(again.path()).unwrap();
+    let tensors = Tensor::read_safetensors(again.path().join("text_encoder/model.safetensors"));
+    let names: Vec<String> = tensors.unwrap().into_iter().map(|(name, _)| name).collect();
+    assert!(names.iter().any(|name| name == "model.visual.merger.ln_q.weight"), "{names:?}");
+}
+
+#[test]
+fn a_tokenizer_without_its_json_is_the_same() {
+    let folder = saved();
+    let whole = Tokenizer::load(&folder.path().join("tokenizer")).unwrap();
+    std::fs::remove_file(folder.path().join("tokenizer/tokenizer.json")).unwrap();
+    let parts = Tokenizer::load(&folder.path().join("tokenizer")).unwrap();
+    for text in ["<|im_start|>user\nThe number, 12.\n\n<|im_end|>", "naïve ☃  x", ""] {
+        assert_eq!(whole.encode(text).unwrap(), parts.encode(text).unwrap());
+    }
+    assert_eq!((whole.size(), whole.im_end()), (parts.size(), parts.im_end()));
+}
+
+/// Every breakage is an error that names the file, and the tensor or key where there is one.
+#[test]
+fn broken_folders_are_refused_by_name() {
+    let refused = |break_it: &dyn Fn(&Path), words: &[&str]| {
+        let folder = saved();
+        break_it(folder.path());
+        let error = Pipeline::load(folder.path()).err().expect("loads").to_string();
+        for word in words {
+            assert!(error.contains(word), "`{error}` does not name `{word}`");
+        }
+    };
+    let edit = |folder: &Path, file: &str, from: &str, to: &str| {
+        let path = folder.join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(path, text.replace(from, to)).unwrap();
+    };
+    refused(&|f| std::fs::remove_file(f.join("model_index.json")).unwrap(), &["model_index.json"]);
+    let vae = "vae/diffusion_pytorch_model.safetensors";
+    refused(&|f| std::fs::remove_file(f.join(vae)).unwrap(), &[vae]);
+    refused(
+        &|f| {
+            let bytes = std::fs::read(f.join(vae)).unwrap();
+            std::fs::write(f.join(vae), &bytes[..bytes.len() - 9]).unwrap();
+        },
+        &[vae],
+    );
+    refused(&|f| std::fs::write(f.join(vae), b"no").unwrap(), &[vae]);
+    let dit = "transformer/config.json";
+    let layers = |to| move |f: &Path| edit(f, dit, "\"num_layers\": 2", to);
+    refused(&layers("\"num_layers\": 3"), &["transformer", "transformer_blocks.2.", "missing"]);
+    refused(&layers("\"num_layers\": 0"), &[dit, "num_layers"]);
+    refused(
+        &|f| edit(f, dit, "\"joint_attention_dim\": 32", "\"joint_attention_dim\": 34"),
+        &["transformer", "txt_norm.weight", "34"],
+    );
+    refused(
+        &|f| edit(f, dit, "\"guidance_embeds\": false", "\"guidance_embeds\": true"),
+        &[dit, "guidance_embeds"],
+    );
+    refused(
+        &|f| edit(f, "vae/config.json", "\"z_dim\": 4", "\"z_dim\": 5"),
+        &["vae", "latents_mean"],
+    );
+    refused(&|f| edit(f, "scheduler/scheduler_config.json", "{", "["), &["scheduler_config.json"]);
+    refused(
+        &|f| edit(f, "tokenizer/tokenizer.json", "<|im_end|>", "<|im_over|>"),
+        &["tokenizer", "<|im_end|>"],
+    );
 }

@@ -11,28 +11,15 @@ use duet_models::loss::{
 };
 use tch::Tensor;
 
-const PPO: LlmObjective = LlmObjective::Ppo {
-    clip_low: 0.2,
-    clip_high: 0.28,
-    dual: Some(3.0),
-};
+const PPO: LlmObjective = LlmObjective::Ppo { clip_low: 0.2, clip_high: 0.28, dual: Some(3.0) };
 
 fn plain(objective: LlmObjective, aggregation: Aggregation) -> LlmLoss {
-    LlmLoss {
-        objective,
-        aggregation,
-        kl: None,
-        importance_cap: None,
-    }
+    LlmLoss { objective, aggregation, kl: None, importance_cap: None }
 }
 
 fn batch_of(values: &[f32], lengths: &[i64]) -> TokenLogProbs {
     let values = Tensor::from_slice(values).set_requires_grad(true);
-    TokenLogProbs {
-        values,
-        entropy: None,
-        lengths: lengths.to_vec(),
-    }
+    TokenLogProbs { values, entropy: None, lengths: lengths.to_vec() }
 }
 
 const NEW: [f32; 7] = [-1.0, -0.5, -2.0, -0.1, -3.0, -1.5, -0.7];
@@ -55,10 +42,7 @@ fn run(loss: &LlmLoss, advantages: &[Option<f64>]) -> (f64, Vec<f32>) {
     };
     let out = llm_loss(loss, &batch, totals).unwrap();
     out.value.backward();
-    (
-        out.value.double_value(&[]),
-        Vec::try_from(new.values.grad()).unwrap(),
-    )
+    (out.value.double_value(&[]), Vec::try_from(new.values.grad()).unwrap())
 }
 
 /// The same loss by plain loops over float64.
@@ -66,17 +50,12 @@ fn by_hand(loss: &LlmLoss, advantages: &[f64]) -> f64 {
     let (mut sum, mut at) = (0.0, 0);
     let tokens: i64 = LENGTHS.iter().sum();
     for (length, advantage) in LENGTHS.iter().zip(advantages) {
-        let deltas: Vec<f64> = (at..at + *length as usize)
-            .map(|i| f64::from(NEW[i]) - f64::from(OLD[i]))
-            .collect();
+        let deltas: Vec<f64> =
+            (at..at + *length as usize).map(|i| f64::from(NEW[i]) - f64::from(OLD[i])).collect();
         for (offset, delta) in deltas.iter().enumerate() {
             let i = at + offset;
             let mut term = match loss.objective {
-                LlmObjective::Ppo {
-                    clip_low,
-                    clip_high,
-                    dual,
-                } => {
+                LlmObjective::Ppo { clip_low, clip_high, dual } => {
                     let r = delta.exp();
                     let l =
                         (-advantage * r).max(-advantage * r.clamp(1.0 - clip_low, 1.0 + clip_high));
@@ -85,10 +64,7 @@ fn by_hand(loss: &LlmLoss, advantages: &[f64]) -> f64 {
                         _ => l,
                     }
                 }
-                LlmObjective::Gspo {
-                    clip_low,
-                    clip_high,
-                } => {
+                LlmObjective::Gspo { clip_low, clip_high } => {
                     let r = (deltas.iter().sum::<f64>() / *length as f64).exp();
                     (-advantage * r).max(-advantage * r.clamp(1.0 - clip_low, 1.0 + clip_high))
                 }
@@ -131,26 +107,15 @@ fn language_losses_are_their_formulas() {
     ];
     let objectives = [
         PPO,
-        LlmObjective::Ppo {
-            clip_low: 0.2,
-            clip_high: 0.2,
-            dual: None,
-        },
-        LlmObjective::Gspo {
-            clip_low: 3e-4,
-            clip_high: 4e-4,
-        },
+        LlmObjective::Ppo { clip_low: 0.2, clip_high: 0.2, dual: None },
+        LlmObjective::Gspo { clip_low: 3e-4, clip_high: 4e-4 },
         LlmObjective::Cispo { max: 1.5 },
     ];
     for aggregation in aggregations {
         for objective in objectives {
             for estimator in [KlEstimator::K1, KlEstimator::K2, KlEstimator::K3] {
                 for straight_through in [false, true] {
-                    let kl = Kl {
-                        coefficient: 0.3,
-                        estimator,
-                        straight_through,
-                    };
+                    let kl = Kl { coefficient: 0.3, estimator, straight_through };
                     let mut loss = plain(objective, aggregation);
                     (loss.kl, loss.importance_cap) = (Some(kl), Some(0.95));
                     let (got, want) = (run(&loss, &some).0, by_hand(&loss, &advantages));
@@ -166,11 +131,7 @@ fn language_losses_are_their_formulas() {
 fn straight_through_has_the_gradient_of_k2() {
     let with = |estimator, straight_through| {
         let mut loss = plain(PPO, Aggregation::TokenMean);
-        loss.kl = Some(Kl {
-            coefficient: 0.5,
-            estimator,
-            straight_through,
-        });
+        loss.kl = Some(Kl { coefficient: 0.5, estimator, straight_through });
         run(&loss, &[Some(0.5), Some(-0.5), Some(1.0)]).1
     };
     let want = with(KlEstimator::K2, false);
@@ -201,10 +162,7 @@ fn cutting_the_batch_changes_nothing() {
             reference: None,
             advantages: &[advantage],
         };
-        sum += llm_loss(&loss, &batch, totals)
-            .unwrap()
-            .value
-            .double_value(&[]);
+        sum += llm_loss(&loss, &batch, totals).unwrap().value.double_value(&[]);
     }
     assert!((whole - sum).abs() < 1e-6);
 }
@@ -213,10 +171,7 @@ fn cutting_the_batch_changes_nothing() {
 fn zero_advantages_have_zero_gradient() {
     for objective in [
         PPO,
-        LlmObjective::Gspo {
-            clip_low: 0.1,
-            clip_high: 0.1,
-        },
+        LlmObjective::Gspo { clip_low: 0.1, clip_high: 0.1 },
         LlmObjective::Cispo { max: 2.0 },
     ] {
         let (value, gradient) = run(&plain(objective, Aggregation::TokenMean), &[Some(0.0); 3]);
@@ -241,21 +196,13 @@ fn equal_velocities_have_equal_nft_errors() {
         reference: Some(&velocity),
         advantages: &[1.0, -2.0],
     };
-    let loss = NftLoss {
-        beta: 0.1,
-        advantage_clip: 5.0,
-        kl: 1e-4,
-    };
+    let loss = NftLoss { beta: 0.1, advantage_clip: 5.0, kl: 1e-4 };
     let out = nft_loss(&loss, &batch, 2.0).unwrap();
     let (plus, minus) = (out.metrics["nft/positive"], out.metrics["nft/negative"]);
     assert!((plus - minus).abs() < 1e-6 * plus);
     assert_eq!(out.metrics["kl"], 0.0);
     assert_eq!(
-        [
-            nft_reward(9.0, 5.0),
-            nft_reward(0.0, 5.0),
-            nft_reward(-9.0, 5.0)
-        ],
+        [nft_reward(9.0, 5.0), nft_reward(0.0, 5.0), nft_reward(-9.0, 5.0)],
         [1.0, 0.5, 0.0]
     );
 }
@@ -267,9 +214,7 @@ fn forward(pipeline: &duet_models::pipeline::Pipeline) -> (Tensor, Tensor) {
     let dit = &pipeline.dit;
     let text = dit.text(&embeds, None).unwrap();
     let mods = dit.modulations(&Tensor::from_slice(&[0.7f32]));
-    let image = dit
-        .forward(&latents, &text, &dit.positions(5, (3, 4)), &mods, Some(0))
-        .unwrap();
+    let image = dit.forward(&latents, &text, &dit.positions(5, (3, 4)), &mods, Some(0)).unwrap();
     let ids = Tensor::from_slice(&[1i64, 5, 9, 300]).unsqueeze(0);
     (image, pipeline.lm.hidden(&ids, None))
 }
@@ -282,18 +227,10 @@ fn adapters_come_and_go() {
     let mut pipeline = common::pipeline(8);
     let (image, text) = forward(&pipeline);
     let seed = Seed::root(2);
-    let config = LoraConfig {
-        rank: 3,
-        alpha: 6.0,
-        targets: LoraConfig::dit_targets(),
-    };
+    let config = LoraConfig { rank: 3, alpha: 6.0, targets: LoraConfig::dit_targets() };
     let dit = Lora::attach(&mut pipeline.dit, config, &seed).unwrap();
     let targets = vec!["q_proj".to_owned(), "v_proj".to_owned()];
-    let config = LoraConfig {
-        rank: 2,
-        alpha: 4.0,
-        targets,
-    };
+    let config = LoraConfig { rank: 2, alpha: 4.0, targets };
     let lm = Lora::attach(&mut pipeline.lm, config.clone(), &seed).unwrap();
     assert_eq!(dit.params().len(), 2 * 2 * 12);
     let name = "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight";
@@ -335,9 +272,6 @@ fn adapters_come_and_go() {
     assert!(b.allclose(&tuned_text, 1e-4, 1e-5, false));
 
     assert!(Lora::load(&mut pipeline.lm, &folder.join("lm")).is_err());
-    let typo = LoraConfig {
-        targets: vec!["q_prj".to_owned()],
-        ..config
-    };
+    let typo = LoraConfig { targets: vec!["q_prj".to_owned()], ..config };
     assert!(Lora::attach(&mut pipeline.dit, typo, &seed).is_err());
 }

@@ -43,27 +43,17 @@ impl Case {
         let bytes = std::fs::read(&path).unwrap();
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
         let config = header.metadata().as_ref().unwrap()["config"].clone();
-        let tensors = Tensor::read_safetensors(path)
-            .unwrap()
-            .into_iter()
-            .collect();
-        Case {
-            config: serde_json::from_str(&config).unwrap(),
-            tensors,
-        }
+        let tensors = Tensor::read_safetensors(path).unwrap().into_iter().collect();
+        Case { config: serde_json::from_str(&config).unwrap(), tensors }
     }
 
     fn get(&self, name: &str) -> Tensor {
-        self.tensors
-            .get(name)
-            .unwrap_or_else(|| panic!("no `{name}`"))
-            .shallow_clone()
+        self.tensors.get(name).unwrap_or_else(|| panic!("no `{name}`")).shallow_clone()
     }
 
     fn below(&self, prefix: &str) -> BTreeMap<String, Tensor> {
         let inside = self.tensors.iter().filter_map(|(name, tensor)| {
-            name.strip_prefix(prefix)
-                .map(|name| (name.to_owned(), tensor.shallow_clone()))
+            name.strip_prefix(prefix).map(|name| (name.to_owned(), tensor.shallow_clone()))
         });
         inside.collect()
     }
@@ -93,21 +83,13 @@ impl Case {
 }
 
 fn near(got: &Tensor, want: &Tensor, name: &str) {
-    near_at(
-        got,
-        want,
-        want.abs().max().double_value(&[]).max(1e-3),
-        name,
-    );
+    near_at(got, want, want.abs().max().double_value(&[]).max(1e-3), name);
 }
 
 fn near_at(got: &Tensor, want: &Tensor, scale: f64, name: &str) {
     assert_eq!(got.size(), want.size(), "{name}");
     let error = (got - want).abs().max().double_value(&[]) / scale;
-    assert!(
-        error <= TOLERANCE,
-        "{name}: relative error {error:e} at scale {scale}"
-    );
+    assert!(error <= TOLERANCE, "{name}: relative error {error:e} at scale {scale}");
 }
 
 fn language(name: &str) {
@@ -130,30 +112,20 @@ fn language(name: &str) {
     }
     // Right padding needs no mask.
     let mask = case.get("in.right").unsqueeze(-1);
-    near(
-        &(plain * &mask),
-        &(case.get("out.hidden.right") * &mask),
-        "right without mask",
-    );
+    near(&(plain * &mask), &(case.get("out.hidden.right") * &mask), "right without mask");
 
     let rows: Vec<Vec<i64>> = Vec::try_from(&tokens).unwrap();
     let weigh = case.get("in.weigh");
     lm.params().set_trainable(|_| true);
     for (index, row) in rows.iter().enumerate() {
         let got = token_log_probs(&lm, &row[..1], &[row[1..].to_vec()], 1.0, false).unwrap();
-        (got.values * weigh.i(index as i64))
-            .sum(Kind::Float)
-            .backward();
+        (got.values * weigh.i(index as i64)).sum(Kind::Float).backward();
     }
     case.gradients(lm.params(), "grad.");
     lm.params().set_trainable(|_| false);
 
-    let options = SampleOptions {
-        traces: 2,
-        max_new_tokens: 24,
-        temperature: 0.0,
-        eos: Vec::new(),
-    };
+    let options =
+        SampleOptions { traces: 2, max_new_tokens: 24, temperature: 0.0, eos: Vec::new() };
     let seed = duet_core::Seed::root(0);
     let answers = generate(&Decoder::new(&lm), &rows[0], &seed, &options).unwrap();
     let want: Vec<i64> = Vec::try_from(case.get("out.greedy").flatten(0, 1)).unwrap();
@@ -188,15 +160,11 @@ fn transformer() {
         let grid: Vec<i64> = Vec::try_from(input("grid")).unwrap();
         let (times, mask) = (input("times"), input("mask"));
         dit.params().set_trainable(|_| true);
-        dit.params()
-            .iter()
-            .for_each(|(_, tensor)| tensor.shallow_clone().zero_grad());
+        dit.params().iter().for_each(|(_, tensor)| tensor.shallow_clone().zero_grad());
         let text = dit.text(&embeds, Some(&mask)).unwrap();
         let positions = dit.positions(embeds.size()[1], (grid[0], grid[1]));
         let mods = dit.modulations(&times);
-        let out = dit
-            .forward(&latents, &text, &positions, &mods, None)
-            .unwrap();
+        let out = dit.forward(&latents, &text, &positions, &mods, None).unwrap();
         case.near(&out, &format!("{name}.out"));
         (out * input("weigh")).sum(Kind::Float).backward();
         case.near(&latents.grad(), &format!("{name}.grad.latents"));
@@ -207,9 +175,7 @@ fn transformer() {
         // One row of modulations for all samples takes the fused path.
         if times.min() == times.max() {
             let mods = dit.modulations(&times.narrow(0, 0, 1));
-            let out = dit
-                .forward(&latents, &text, &positions, &mods, Some(0))
-                .unwrap();
+            let out = dit.forward(&latents, &text, &positions, &mods, Some(0)).unwrap();
             case.near(&out, &format!("{name}.out"));
         }
     }
@@ -224,24 +190,15 @@ fn autoencoder(name: &str) {
     let (mean, logvar) = vae.encode(&images).unwrap();
     case.near(&mean, "out.mean");
     case.near(&logvar, "out.logvar");
-    ((mean + logvar) * case.get("in.weigh"))
-        .sum(Kind::Float)
-        .backward();
+    ((mean + logvar) * case.get("in.weigh")).sum(Kind::Float).backward();
     case.near(&images.grad(), "grad.images");
     let latents = case.get("in.latents").set_requires_grad(true);
     let raw = vae.decode_unclamped(&latents);
     case.near(&raw, "out.raw");
     // Clamping hides the scale that the error is relative to.
     let scale = raw.abs().max().double_value(&[]);
-    near_at(
-        &vae.decode(&latents),
-        &case.get("out.decoded"),
-        scale,
-        "out.decoded",
-    );
-    (raw * case.get("in.weigh_decoder"))
-        .sum(Kind::Float)
-        .backward();
+    near_at(&vae.decode(&latents), &case.get("out.decoded"), scale, "out.decoded");
+    (raw * case.get("in.weigh_decoder")).sum(Kind::Float).backward();
     case.near(&latents.grad(), "grad.latents");
     if !case.below("grad.encoder.").is_empty() {
         case.gradients(vae.params(), "grad.");
@@ -264,11 +221,7 @@ fn whole_pipeline() {
     let pipeline = Pipeline::load(&folder().join("pipeline")).unwrap();
     for (index, text) in case.config["texts"].as_array().unwrap().iter().enumerate() {
         let want: Vec<i64> = Vec::try_from(case.get(&format!("out.ids.{index}"))).unwrap();
-        assert_eq!(
-            pipeline.tokenizer.encode(text.as_str().unwrap()).unwrap(),
-            want,
-            "{text}"
-        );
+        assert_eq!(pipeline.tokenizer.encode(text.as_str().unwrap()).unwrap(), want, "{text}");
     }
     let embedder = Embedder::new(&pipeline.lm, &pipeline.tokenizer).unwrap();
     let negative = embedder.embed(" ").unwrap();
@@ -287,40 +240,25 @@ fn whole_pipeline() {
         let prompt = case.config["prompts"][index].as_str().unwrap();
         let embeds = embedder.embed(prompt).unwrap();
         case.near(&embeds, &format!("out.embeds.{name}"));
-        let condition = Condition {
-            embeds: &embeds,
-            negative: Some(&negative),
-        };
+        let condition = Condition { embeds: &embeds, negative: Some(&negative) };
         let schedule = FlowSchedule::new(&pipeline.flow, 6, grid.0 * grid.1).unwrap();
         let sigmas = Tensor::from_slice(schedule.sigmas());
         case.near(&sigmas, "out.sigmas");
         let window = Default::default();
-        let sampler = Sampler::new(
-            &pipeline.dit,
-            schedule,
-            condition,
-            (1, grid),
-            window,
-            &options,
-        )
-        .unwrap();
+        let sampler =
+            Sampler::new(&pipeline.dit, schedule, condition, (1, grid), window, &options).unwrap();
         let mut x = case.get("in.noise").narrow(0, index as i64, 1);
         for at in 0..6 {
             let velocity = sampler.velocity(&x, at).unwrap();
             x = step(&sampler.coefficients(at), &x, &velocity, None).next;
         }
         let close = |got: &Tensor, want: Tensor| {
-            let error = (got - want.narrow(0, index as i64, 1))
-                .abs()
-                .max()
-                .double_value(&[]);
+            let error = (got - want.narrow(0, index as i64, 1)).abs().max().double_value(&[]);
             assert!(error < 1e-3, "prompt {name}: {error}");
         };
         close(&x, case.get("out.latents"));
         let image = decode(&pipeline, &x, grid).to_kind(Kind::Float) / 255.0;
-        let error = (image - case.get("out.images").narrow(0, index as i64, 1))
-            .abs()
-            .max();
+        let error = (image - case.get("out.images").narrow(0, index as i64, 1)).abs().max();
         assert!(error.double_value(&[]) <= 0.5 / 255.0 + 1e-3);
     }
 }
@@ -335,9 +273,7 @@ fn adapter_that_peft_wrote() {
     let text = dit.text(&case.get("in.embeds"), None).unwrap();
     let mods = dit.modulations(&Tensor::from_slice(&[0.6f32]));
     let positions = dit.positions(5, (2, 3));
-    let out = dit
-        .forward(&case.get("in.latents"), &text, &positions, &mods, Some(0))
-        .unwrap();
+    let out = dit.forward(&case.get("in.latents"), &text, &positions, &mods, Some(0)).unwrap();
     case.near(&out, "out");
     out.square().sum(Kind::Float).backward();
     case.gradients(lora.params(), "grad.");

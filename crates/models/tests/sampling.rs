@@ -15,30 +15,17 @@ use duet_models::sde::SdeKind;
 use tch::{Kind, Tensor};
 
 fn options(temperature: f64) -> SampleOptions {
-    SampleOptions {
-        traces: 5,
-        max_new_tokens: 70,
-        temperature,
-        eos: Vec::new(),
-    }
+    SampleOptions { traces: 5, max_new_tokens: 70, temperature, eos: Vec::new() }
 }
 
 fn prompt(pipeline: &Pipeline) -> Vec<i64> {
-    pipeline
-        .tokenizer
-        .encode("<|im_start|>user\nThe number after three<|im_end|>\n")
-        .unwrap()
+    pipeline.tokenizer.encode("<|im_start|>user\nThe number after three<|im_end|>\n").unwrap()
 }
 
 /// Logits of a whole sequence, computed without cache.
 fn whole(pipeline: &Pipeline, tokens: &[i64]) -> Tensor {
     let ids = Tensor::from_slice(tokens).unsqueeze(0);
-    tch::no_grad(|| {
-        pipeline
-            .lm
-            .logits(&pipeline.lm.hidden(&ids, None))
-            .squeeze_dim(0)
-    })
+    tch::no_grad(|| pipeline.lm.logits(&pipeline.lm.hidden(&ids, None)).squeeze_dim(0))
 }
 
 #[test]
@@ -54,11 +41,7 @@ fn greedy_sampling_is_the_argmax_of_the_whole_sequence() {
     let tokens = [prompt.clone(), answers[0].tokens.clone()].concat();
     let best = whole(&pipeline, &tokens).argmax(-1, false);
     for (index, token) in answers[0].tokens.iter().enumerate() {
-        assert_eq!(
-            best.int64_value(&[(prompt.len() + index) as i64 - 1]),
-            *token,
-            "at {index}"
-        );
+        assert_eq!(best.int64_value(&[(prompt.len() + index) as i64 - 1]), *token, "at {index}");
     }
 }
 
@@ -70,33 +53,17 @@ fn a_trace_depends_on_its_own_numbers_only() {
     let (prompt, seed) = (prompt(&pipeline), Seed::root(9));
     let decoder = Decoder::new(&pipeline.lm);
     let five = generate(&decoder, &prompt, &seed, &options(1.0)).unwrap();
-    let one = SampleOptions {
-        traces: 1,
-        ..options(1.0)
-    };
-    assert_eq!(
-        generate(&decoder, &prompt, &seed, &one).unwrap()[0],
-        five[0]
-    );
+    let one = SampleOptions { traces: 1, ..options(1.0) };
+    assert_eq!(generate(&decoder, &prompt, &seed, &one).unwrap()[0], five[0]);
     assert!(five.iter().any(|answer| answer.tokens != five[0].tokens));
 
     // Ending on a token that some traces have early cuts those and changes nothing else.
     let eos = five[1].tokens[3];
-    let cut = SampleOptions {
-        eos: vec![eos],
-        ..options(1.0)
-    };
-    for (short, long) in generate(&decoder, &prompt, &seed, &cut)
-        .unwrap()
-        .iter()
-        .zip(&five)
-    {
+    let cut = SampleOptions { eos: vec![eos], ..options(1.0) };
+    for (short, long) in generate(&decoder, &prompt, &seed, &cut).unwrap().iter().zip(&five) {
         match long.tokens.iter().position(|token| *token == eos) {
             Some(at) => {
-                assert_eq!(
-                    (&short.tokens[..], short.finish),
-                    (&long.tokens[..=at], Finish::Stop)
-                );
+                assert_eq!((&short.tokens[..], short.finish), (&long.tokens[..=at], Finish::Stop));
             }
             None => assert_eq!(short, long),
         }
@@ -152,14 +119,7 @@ fn embeddings_do_not_depend_on_the_batch() {
 }
 
 fn render_options(guidance: f64, sde: SdeKind) -> RenderOptions {
-    RenderOptions {
-        steps: 6,
-        guidance,
-        sde,
-        noise_level: 0.8,
-        width: 32,
-        height: 24,
-    }
+    RenderOptions { steps: 6, guidance, sde, noise_level: 0.8, width: 32, height: 24 }
 }
 
 /// Invariant: with unchanged weights the trainer's log-probabilities are the rollout's, bit for
@@ -169,14 +129,8 @@ fn the_on_policy_ratio_is_exactly_one() {
     common::one_thread();
     let pipeline = common::pipeline(6);
     let embedder = Embedder::new(&pipeline.lm, &pipeline.tokenizer).unwrap();
-    let (embeds, negative) = (
-        embedder.embed("a red four").unwrap(),
-        embedder.embed(" ").unwrap(),
-    );
-    let condition = Condition {
-        embeds: &embeds,
-        negative: Some(&negative),
-    };
+    let (embeds, negative) = (embedder.embed("a red four").unwrap(), embedder.embed(" ").unwrap());
+    let condition = Condition { embeds: &embeds, negative: Some(&negative) };
     for (guidance, sde, start) in [
         (4.0, SdeKind::FlowGrpo, 0),
         (4.0, SdeKind::FlowGrpo, 3),
@@ -191,15 +145,9 @@ fn the_on_policy_ratio_is_exactly_one() {
         assert_eq!(out.log_probs.size(), [3, 2]);
         pipeline.dit.params().set_trainable(|_| true);
         let schedule = FlowSchedule::new(&pipeline.flow, 6, 12).unwrap();
-        let sampler = Sampler::new(
-            &pipeline.dit,
-            schedule,
-            condition,
-            (3, (3, 4)),
-            window,
-            &options,
-        )
-        .unwrap();
+        let sampler =
+            Sampler::new(&pipeline.dit, schedule, condition, (3, (3, 4)), window, &options)
+                .unwrap();
         let again = replay(&sampler, &out.latents, 0..2).unwrap();
         let ratio = (&again.log_probs - &out.log_probs).exp();
         assert_eq!(ratio, ratio.ones_like(), "{sde:?} at {start}");
@@ -225,30 +173,16 @@ fn rendering_without_noise_is_the_ode() {
     let pipeline = common::pipeline(7);
     let embedder = Embedder::new(&pipeline.lm, &pipeline.tokenizer).unwrap();
     let embeds = embedder.embed("a red four").unwrap();
-    let condition = Condition {
-        embeds: &embeds,
-        negative: Some(&embeds),
-    };
+    let condition = Condition { embeds: &embeds, negative: Some(&embeds) };
     let seed = Seed::root(3);
     let all = Window { start: 0, len: 6 };
-    let options = RenderOptions {
-        noise_level: 0.0,
-        ..render_options(3.0, SdeKind::FlowGrpo)
-    };
+    let options = RenderOptions { noise_level: 0.0, ..render_options(3.0, SdeKind::FlowGrpo) };
     let silent = render(&pipeline, condition, 2, all, &seed, &options).unwrap();
     let plain = render(&pipeline, condition, 2, Window::default(), &seed, &options).unwrap();
     assert_eq!(silent.last, plain.last);
     assert_eq!(plain.latents.size()[1], 0);
     let three = render(&pipeline, condition, 3, Window::default(), &seed, &options).unwrap();
-    assert!(
-        three
-            .last
-            .narrow(0, 0, 2)
-            .allclose(&plain.last, 1e-4, 1e-4, false)
-    );
-    let odd = RenderOptions {
-        width: 20,
-        ..options
-    };
+    assert!(three.last.narrow(0, 0, 2).allclose(&plain.last, 1e-4, 1e-4, false));
+    let odd = RenderOptions { width: 20, ..options };
     assert!(render(&pipeline, condition, 2, all, &seed, &odd).is_err());
 }

@@ -26,11 +26,7 @@ impl Modulation {
         let mut next = || parts.next().unwrap_or_default();
         let mut half = || {
             let (shift, scale, gate) = (next(), next(), next());
-            Modulation {
-                shift,
-                scale: scale + 1.0,
-                gate,
-            }
+            Modulation { shift, scale: scale + 1.0, gate }
         };
         [half(), half()]
     }
@@ -42,11 +38,7 @@ impl Modulation {
             Some(row) => x.select(0, row),
             None => x.unsqueeze(1),
         };
-        Modulation {
-            shift: pick(&self.shift),
-            scale: pick(&self.scale),
-            gate: pick(&self.gate),
-        }
+        Modulation { shift: pick(&self.shift), scale: pick(&self.scale), gate: pick(&self.gate) }
     }
 
     /// `LN(x) * (1 + scale) + shift`.
@@ -65,10 +57,7 @@ pub(super) fn modulated_norm(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Tens
     let width = x.size()[2];
     match scale.dim() {
         1 => x.layer_norm([width], Some(scale), Some(shift), EPS, false),
-        _ => shift.addcmul(
-            &x.layer_norm::<Tensor>([width], None, None, EPS, false),
-            scale,
-        ),
+        _ => shift.addcmul(&x.layer_norm::<Tensor>([width], None, None, EPS, false), scale),
     }
 }
 
@@ -137,11 +126,7 @@ impl Stream {
         }
         for index in [4, 5] {
             let norm = format!("{}.weight", name(index));
-            out.push(ParamSpec::new(
-                norm,
-                &[config.attention_head_dim],
-                Init::Ones,
-            ));
+            out.push(ParamSpec::new(norm, &[config.attention_head_dim], Init::Ones));
         }
         Linear::specs(out, &name(7), (d, 4 * d), true, Init::Xavier);
         Linear::specs(out, &name(8), (4 * d, d), true, Init::Xavier);
@@ -217,10 +202,7 @@ impl Block {
     }
 
     pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        self.image
-            .linears_mut()
-            .into_iter()
-            .chain(self.text.linears_mut())
+        self.image.linears_mut().into_iter().chain(self.text.linears_mut())
     }
 
     /// Modulations for `N` times from SiLU(temb) `[N, D]`.
@@ -258,13 +240,7 @@ impl Block {
         let image_k = normed(&self.image.k, &self.image.norm_k, &image_in);
         let text_k = normed(&self.text.k, &self.text.norm_k, &text_in);
         let k = rotate(&Tensor::cat(&[text_k, image_k], 1), shared.rotations);
-        let v = Tensor::cat(
-            &[
-                self.text.v.forward(&text_in),
-                self.image.v.forward(&image_in),
-            ],
-            1,
-        );
+        let v = Tensor::cat(&[self.text.v.forward(&text_in), self.image.v.forward(&image_in)], 1);
         let q = if last {
             let rotations = shared.rotations.narrow(1, text_len, total - text_len);
             rotate(&image_q, &rotations)
@@ -281,10 +257,7 @@ impl Block {
         );
         let out = out.transpose(1, 2).flatten(2, 3);
         if last {
-            return (
-                self.image.finish(image, &out, &mods.image),
-                text.shallow_clone(),
-            );
+            return (self.image.finish(image, &out, &mods.image), text.shallow_clone());
         }
         let text_out = out.narrow(1, 0, text_len);
         let image_out = out.narrow(1, text_len, total - text_len);

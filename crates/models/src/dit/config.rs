@@ -33,13 +33,9 @@ impl DitConfig {
     /// Reads a `config.json`; `origin` names it in errors.
     pub fn from_json(config: &Value, origin: &str) -> Result<DitConfig> {
         let int = |key: &str| -> Result<i64> {
-            config
-                .get(key)
-                .and_then(Value::as_i64)
-                .filter(|value| *value > 0)
-                .ok_or_else(|| {
-                    ModelError::bad_config(origin, key, "missing, or not a whole number above zero")
-                })
+            config.get(key).and_then(Value::as_i64).filter(|value| *value > 0).ok_or_else(|| {
+                ModelError::bad_config(origin, key, "missing, or not a whole number above zero")
+            })
         };
         let axes = config.get("axes_dims_rope").and_then(Value::as_array);
         let axes: Vec<i64> = axes.map_or_else(
@@ -70,10 +66,7 @@ impl DitConfig {
     fn validate(&self, config: &Value, origin: &str) -> Result<()> {
         let head = self.attention_head_dim;
         if self.axes_dims_rope.iter().sum::<i64>() != head
-            || self
-                .axes_dims_rope
-                .iter()
-                .any(|axis| *axis < 2 || axis % 2 != 0)
+            || self.axes_dims_rope.iter().any(|axis| *axis < 2 || axis % 2 != 0)
         {
             return Err(ModelError::bad_config(
                 origin,
@@ -84,12 +77,7 @@ impl DitConfig {
                 ),
             ));
         }
-        for key in [
-            "guidance_embeds",
-            "zero_cond_t",
-            "use_additional_t_cond",
-            "use_layer3d_rope",
-        ] {
+        for key in ["guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"] {
             if config.get(key).and_then(Value::as_bool).unwrap_or(false) {
                 return Err(ModelError::bad_config(
                     origin,

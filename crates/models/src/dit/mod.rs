@@ -76,13 +76,7 @@ impl Dit {
         let joint = config.joint_attention_dim;
         let patch = config.patch_size * config.patch_size * config.out_channels;
         let mut out = Vec::new();
-        Linear::specs(
-            &mut out,
-            "img_in",
-            (config.in_channels, d),
-            true,
-            Init::Xavier,
-        );
+        Linear::specs(&mut out, "img_in", (config.in_channels, d), true, Init::Xavier);
         out.push(ParamSpec::new("txt_norm.weight", &[joint], Init::Ones));
         Linear::specs(&mut out, "txt_in", (joint, d), true, Init::Xavier);
         TimeEmbedding::specs(&mut out, config);
@@ -166,39 +160,24 @@ impl Dit {
         let mask = mask.map(|mask| mask.to_kind(Kind::Bool));
         let mask = mask.filter(|mask| mask.all().int64_value(&[]) == 0);
         let normed = rms_norm(&embeds.to_kind(self.kind()), &self.txt_norm, EPS);
-        Ok(Text {
-            hidden: self.txt_in.forward(&normed),
-            mask,
-        })
+        Ok(Text { hidden: self.txt_in.forward(&normed), mask })
     }
 
     /// Positions of `text` text tokens and an image of `grid` (height, width) packed tokens.
     pub fn positions(&self, text: i64, grid: (i64, i64)) -> Positions {
         let angles = rope::joint_angles(&self.config, text, grid, self.img_in.weight.device());
-        Positions {
-            rotations: rope::unit(&angles),
-            grid,
-            text,
-        }
+        Positions { rotations: rope::unit(&angles), grid, text }
     }
 
     /// Modulations for `times` `[N]` in [0, 1] (sigma, which is timestep / 1000).
     pub fn modulations(&self, times: &Tensor) -> Mods {
         let time = self.time.forward(times);
-        let blocks = self
-            .blocks
-            .iter()
-            .map(|block| block.modulations(&time))
-            .collect();
+        let blocks = self.blocks.iter().map(|block| block.modulations(&time)).collect();
         let out = self.norm_out.forward(&time);
         let d = self.config.inner_dim();
         // norm_out has scale before shift, unlike the blocks.
         let (scale, shift) = (out.narrow(1, 0, d) + 1.0, out.narrow(1, d, d));
-        Mods {
-            blocks,
-            out: (shift, scale),
-            times: times.size()[0],
-        }
+        Mods { blocks, out: (shift, scale), times: times.size()[0] }
     }
 
     /// Predicts the velocity (noise - data): packed latents `[B, S, in_channels]`, cast to the
@@ -221,10 +200,7 @@ impl Dit {
             let ones = Tensor::ones([batch, tokens], (Kind::Bool, mask.device()));
             Tensor::cat(&[mask, &ones], 1).unsqueeze(1).unsqueeze(1)
         });
-        let shared = Shared {
-            rotations: &positions.rotations,
-            keys: keys.as_ref(),
-        };
+        let shared = Shared { rotations: &positions.rotations, keys: keys.as_ref() };
         let last = self.blocks.len() - 1;
         for (index, (block, mods)) in self.blocks.iter().zip(&mods.blocks).enumerate() {
             let mods = mods.at(time);

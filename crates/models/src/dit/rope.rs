@@ -20,20 +20,12 @@ pub fn joint_angles(config: &DitConfig, text: i64, grid: (i64, i64), device: Dev
     let [frame_dim, height_dim, width_dim] = config.axes_dims_rope;
 
     let text_part = Tensor::cat(
-        &[
-            outer(&text_at, frame_dim),
-            outer(&text_at, height_dim),
-            outer(&text_at, width_dim),
-        ],
+        &[outer(&text_at, frame_dim), outer(&text_at, height_dim), outer(&text_at, width_dim)],
         1,
     );
     let frame = Tensor::zeros([height * width, frame_dim / 2], (Kind::Float, device));
-    let vertical = outer(&rows, height_dim)
-        .unsqueeze(1)
-        .expand([-1, width, -1], false);
-    let horizontal = outer(&columns, width_dim)
-        .unsqueeze(0)
-        .expand([height, -1, -1], false);
+    let vertical = outer(&rows, height_dim).unsqueeze(1).expand([-1, width, -1], false);
+    let horizontal = outer(&columns, width_dim).unsqueeze(0).expand([height, -1, -1], false);
     let image_part = Tensor::cat(
         &[
             frame,
@@ -55,9 +47,7 @@ fn outer(positions: &Tensor, dim: i64) -> Tensor {
 
 /// Unit complex numbers at `angles`, shaped `[1, N, 1, head_dim / 2]` for `[B, N, H, D]` inputs.
 pub fn unit(angles: &Tensor) -> Tensor {
-    Tensor::polar(&angles.ones_like(), angles)
-        .unsqueeze(0)
-        .unsqueeze(2)
+    Tensor::polar(&angles.ones_like(), angles).unsqueeze(0).unsqueeze(2)
 }
 
 /// Rotates pairs `(x[2i], x[2i+1])` of `[B, N, H, D]`, in fp32 whatever the dtype.
@@ -93,10 +83,7 @@ mod tests {
         assert_eq!(angles.size(), [2 + 1024, 64]);
         let near = |row: i64, column: i64, want: f64| {
             let got = angles.double_value(&[row, column]);
-            assert!(
-                (got - want).abs() < 1e-5,
-                "({row}, {column}): {got} != {want}"
-            );
+            assert!((got - want).abs() < 1e-5, "({row}, {column}): {got} != {want}");
         };
         near(0, 0, 16.0);
         near(0, 1, 5.059644);

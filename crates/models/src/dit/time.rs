@@ -35,20 +35,8 @@ const NAME: &str = "time_text_embed.timestep_embedder";
 impl TimeEmbedding {
     pub(super) fn specs(out: &mut Vec<ParamSpec>, config: &DitConfig) {
         let d = config.inner_dim();
-        Linear::specs(
-            out,
-            &format!("{NAME}.linear_1"),
-            (CHANNELS, d),
-            true,
-            Init::Normal(0.02),
-        );
-        Linear::specs(
-            out,
-            &format!("{NAME}.linear_2"),
-            (d, d),
-            true,
-            Init::Normal(0.02),
-        );
+        Linear::specs(out, &format!("{NAME}.linear_1"), (CHANNELS, d), true, Init::Normal(0.02));
+        Linear::specs(out, &format!("{NAME}.linear_2"), (d, d), true, Init::Normal(0.02));
     }
 
     pub(super) fn load(params: &ParamSet) -> Result<Self> {

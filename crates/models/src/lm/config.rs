@@ -54,15 +54,9 @@ impl LmConfig {
             let value = text.get(key).or_else(|| config.get(key));
             value.and_then(Value::as_i64).unwrap_or(default)
         };
-        let rope = text
-            .get("rope_parameters")
-            .or_else(|| text.get("rope_scaling"));
-        let theta = text
-            .get("rope_theta")
-            .or_else(|| rope.and_then(|r| r.get("rope_theta")));
-        let section = rope
-            .and_then(|r| r.get("mrope_section"))
-            .and_then(Value::as_array);
+        let rope = text.get("rope_parameters").or_else(|| text.get("rope_scaling"));
+        let theta = text.get("rope_theta").or_else(|| rope.and_then(|r| r.get("rope_theta")));
+        let section = rope.and_then(|r| r.get("mrope_section")).and_then(Value::as_array);
         let heads = int("num_attention_heads")?;
         let hidden_size = int("hidden_size")?;
         let parsed = LmConfig {
@@ -72,10 +66,7 @@ impl LmConfig {
             num_hidden_layers: int("num_hidden_layers")?,
             num_attention_heads: heads,
             num_key_value_heads: or("num_key_value_heads", heads),
-            rms_norm_eps: text
-                .get("rms_norm_eps")
-                .and_then(Value::as_f64)
-                .unwrap_or(1e-6),
+            rms_norm_eps: text.get("rms_norm_eps").and_then(Value::as_f64).unwrap_or(1e-6),
             rope_theta: theta.and_then(Value::as_f64).unwrap_or(1e6),
             max_position_embeddings: or("max_position_embeddings", 32_768),
             mrope_section: section
@@ -105,10 +96,7 @@ impl LmConfig {
         ];
         for (key, value) in sizes {
             if value < 1 {
-                return bad(
-                    key,
-                    format!("{value} is not a size; give a number above zero"),
-                );
+                return bad(key, format!("{value} is not a size; give a number above zero"));
             }
         }
         if self.hidden_size % self.num_attention_heads != 0 || self.head_dim() % 2 != 0 {
@@ -133,15 +121,8 @@ impl LmConfig {
             None | Some("silu") => {}
             Some(other) => return bad("hidden_act", format!("`{other}`; only `silu` exists here")),
         }
-        if text
-            .get("use_sliding_window")
-            .and_then(Value::as_bool)
-            .unwrap_or(false)
-        {
-            return bad(
-                "use_sliding_window",
-                "sliding windows are not implemented".to_owned(),
-            );
+        if text.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(false) {
+            return bad("use_sliding_window", "sliding windows are not implemented".to_owned());
         }
         Ok(())
     }
@@ -166,10 +147,7 @@ impl LmConfig {
             ("num_attention_heads", json!(self.num_attention_heads)),
             ("num_key_value_heads", json!(self.num_key_value_heads)),
             ("hidden_act", json!("silu")),
-            (
-                "max_position_embeddings",
-                json!(self.max_position_embeddings),
-            ),
+            ("max_position_embeddings", json!(self.max_position_embeddings)),
             ("initializer_range", json!(0.02)),
             ("rms_norm_eps", json!(self.rms_norm_eps)),
             ("use_cache", json!(true)),
@@ -228,12 +206,7 @@ pub struct SpecialIds {
 
 impl Default for SpecialIds {
     fn default() -> Self {
-        SpecialIds {
-            image: 151_655,
-            video: 151_656,
-            vision_start: 151_652,
-            vision_end: 151_653,
-        }
+        SpecialIds { image: 151_655, video: 151_656, vision_start: 151_652, vision_end: 151_653 }
     }
 }
 

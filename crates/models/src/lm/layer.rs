@@ -47,11 +47,7 @@ impl Layer {
         let kv = config.num_key_value_heads * config.head_dim();
         let init = Init::Normal(0.02);
         for norm in ["input_layernorm", "post_attention_layernorm"] {
-            out.push(ParamSpec::new(
-                format!("{name}.{norm}.weight"),
-                &[d],
-                Init::Ones,
-            ));
+            out.push(ParamSpec::new(format!("{name}.{norm}.weight"), &[d], Init::Ones));
         }
         for (layer, size, bias) in [
             ("self_attn.q_proj", (d, d), true),
@@ -101,10 +97,8 @@ impl Layer {
     /// `[B, heads, T, head_dim]`, fewer heads for keys and values.
     pub fn project(&self, x: &Tensor, rotation: &Rotation) -> (Tensor, Tensor, Tensor) {
         let (batch, length) = (x.size()[0], x.size()[1]);
-        let split = |y: Tensor, heads: i64| {
-            y.view([batch, length, heads, self.head_dim])
-                .transpose(1, 2)
-        };
+        let split =
+            |y: Tensor, heads: i64| y.view([batch, length, heads, self.head_dim]).transpose(1, 2);
         let normed = rms_norm(x, &self.input_norm, self.eps);
         let q = split(self.q.forward(&normed), self.heads);
         let k = split(self.k.forward(&normed), self.kv_heads);

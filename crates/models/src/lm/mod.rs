@@ -65,19 +65,11 @@ impl Lm {
         let prefix = layout.prefix();
         let mut out = Vec::new();
         let table = [config.vocab_size, config.hidden_size];
-        out.push(ParamSpec::new(
-            format!("{prefix}embed_tokens.weight"),
-            &table,
-            INIT,
-        ));
+        out.push(ParamSpec::new(format!("{prefix}embed_tokens.weight"), &table, INIT));
         for index in 0..config.num_hidden_layers {
             Layer::specs(&mut out, config, &format!("{prefix}layers.{index}"));
         }
-        out.push(ParamSpec::new(
-            format!("{prefix}norm.weight"),
-            &table[1..],
-            Init::Ones,
-        ));
+        out.push(ParamSpec::new(format!("{prefix}norm.weight"), &table[1..], Init::Ones));
         if !config.tie_word_embeddings {
             out.push(ParamSpec::new("lm_head.weight", &table, INIT));
         }
@@ -105,16 +97,7 @@ impl Lm {
         };
         let rope = RopeTable::new(&config, embed.device(), embed.kind());
         let norm = fetch(&params, &format!("{prefix}norm.weight"))?;
-        Ok(Lm {
-            config,
-            layout,
-            params,
-            embed,
-            layers,
-            norm,
-            head,
-            rope,
-        })
+        Ok(Lm { config, layout, params, embed, layers, norm, head, rope })
     }
 
     /// A model with random weights (normal 0.02, as transformers initialises it).
@@ -166,11 +149,7 @@ impl Lm {
     /// Every linear layer, for adapters.
     pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
         let head = (!self.config.tie_word_embeddings).then_some(&mut self.head);
-        self.layers
-            .iter_mut()
-            .flat_map(Layer::linears_mut)
-            .chain(head)
-            .collect()
+        self.layers.iter_mut().flat_map(Layer::linears_mut).chain(head).collect()
     }
 
     /// Rotations of positions `start..start + len`.

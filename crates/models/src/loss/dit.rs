@@ -79,21 +79,12 @@ pub struct DitBatch<'a> {
 pub fn dit_loss(loss: &DitLoss, batch: &DitBatch<'_>, terms: f64) -> Result<Loss> {
     check(loss, batch, terms)?;
     let device = batch.old.device();
-    let column = |values: Vec<f64>| {
-        Tensor::from_slice(&values)
-            .to_kind(Kind::Float)
-            .to_device(device)
-    };
+    let column =
+        |values: Vec<f64>| Tensor::from_slice(&values).to_kind(Kind::Float).to_device(device);
     let bound = loss.advantage_clip;
-    let advantages = batch
-        .advantages
-        .iter()
-        .map(|a| a.unwrap_or(0.0).clamp(-bound, bound));
+    let advantages = batch.advantages.iter().map(|a| a.unwrap_or(0.0).clamp(-bound, bound));
     let advantage = column(advantages.collect());
-    let counted = batch
-        .advantages
-        .iter()
-        .map(|a| if a.is_some() { 1.0 / terms } else { 0.0 });
+    let counted = batch.advantages.iter().map(|a| if a.is_some() { 1.0 / terms } else { 0.0 });
     let weights = column(counted.collect());
     let mut total = Tensor::zeros([], (Kind::Float, device));
     let mut metrics = BTreeMap::new();
@@ -101,16 +92,8 @@ pub fn dit_loss(loss: &DitLoss, batch: &DitBatch<'_>, terms: f64) -> Result<Loss
         let column = index as i64;
         let delta = batch.new.log_probs.select(1, column) - batch.old.select(1, column);
         let mean = &batch.new.means[index];
-        let old_mean = batch
-            .old_means
-            .map_or_else(|| mean.detach(), |old| old[index].detach());
-        let step = Step {
-            c,
-            delta,
-            mean,
-            old_mean,
-            advantage: &advantage,
-        };
+        let old_mean = batch.old_means.map_or_else(|| mean.detach(), |old| old[index].detach());
+        let step = Step { c, delta, mean, old_mean, advantage: &advantage };
         let mut per_leaf = step.loss(loss.objective);
         step.watch(loss.objective, &weights, &mut metrics);
         if let (Some(kl), Some(reference)) = (loss.kl, batch.reference_means) {
@@ -120,10 +103,7 @@ pub fn dit_loss(loss: &DitLoss, batch: &DitBatch<'_>, terms: f64) -> Result<Loss
         }
         total = total + (per_leaf * &weights).sum(Kind::Float);
     }
-    Ok(Loss {
-        value: total,
-        metrics,
-    })
+    Ok(Loss { value: total, metrics })
 }
 
 struct Step<'a> {
@@ -196,10 +176,7 @@ fn divergence(kl: DitKl, c: &Coefficients, mean: &Tensor, reference: &Tensor) ->
         DitKl::Exact { coefficient } => (c.noise, coefficient),
         DitKl::FlowGrpo { coefficient } => (c.std, coefficient),
     };
-    (
-        mean_square(&(mean - reference.detach())) * (0.5 / (std * std)),
-        coefficient,
-    )
+    (mean_square(&(mean - reference.detach())) * (0.5 / (std * std)), coefficient)
 }
 
 fn check(loss: &DitLoss, batch: &DitBatch<'_>, terms: f64) -> Result<()> {
@@ -226,16 +203,8 @@ fn check(loss: &DitLoss, batch: &DitBatch<'_>, terms: f64) -> Result<()> {
             "a step without noise has no log-probability; raise noise_level or move the window",
         );
     }
-    match batch
-        .advantages
-        .iter()
-        .flatten()
-        .all(|advantage| advantage.is_finite())
-    {
+    match batch.advantages.iter().flatten().all(|advantage| advantage.is_finite()) {
         true => Ok(()),
-        false => Err(ModelError::NotFinite {
-            what: "an advantage",
-            place: String::new(),
-        }),
+        false => Err(ModelError::NotFinite { what: "an advantage", place: String::new() }),
     }
 }

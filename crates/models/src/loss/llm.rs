@@ -97,12 +97,10 @@ pub struct LlmTotals {
 
 /// Counts of answers of these lengths, all ranks and micro-batches together.
 pub fn llm_totals(lengths: impl IntoIterator<Item = u32>) -> LlmTotals {
-    lengths
-        .into_iter()
-        .fold(LlmTotals::default(), |sum, length| LlmTotals {
-            tokens: sum.tokens + f64::from(length),
-            sequences: sum.sequences + 1.0,
-        })
+    lengths.into_iter().fold(LlmTotals::default(), |sum, length| LlmTotals {
+        tokens: sum.tokens + f64::from(length),
+        sequences: sum.sequences + 1.0,
+    })
 }
 
 /// A micro-batch: some answers, every tensor `[N]` over all their tokens, answer after answer.
@@ -128,18 +126,13 @@ pub fn llm_loss(loss: &LlmLoss, batch: &LlmBatch<'_>, totals: LlmTotals) -> Resu
     check(loss, batch, totals)?;
     let new = &batch.new.values;
     let token = |values: Vec<f64>| {
-        let values = Tensor::from_slice(&values)
-            .to_kind(Kind::Float)
-            .to_device(new.device());
+        let values = Tensor::from_slice(&values).to_kind(Kind::Float).to_device(new.device());
         let lengths = Tensor::from_slice(&batch.new.lengths).to_device(new.device());
         values.repeat_interleave_self_tensor(&lengths, 0, None)
     };
     let advantage = token(batch.advantages.iter().map(|a| a.unwrap_or(0.0)).collect());
     let lengths = batch.new.lengths.iter().map(|length| *length as f64);
-    let trained = batch
-        .advantages
-        .iter()
-        .map(|a| f64::from(u8::from(a.is_some())));
+    let trained = batch.advantages.iter().map(|a| f64::from(u8::from(a.is_some())));
     let weigh = |(length, trained): (f64, f64)| match loss.aggregation {
         Aggregation::TokenMean => trained / totals.tokens,
         Aggregation::SequenceMeanTokenMean => trained / (totals.sequences * length),
@@ -163,10 +156,7 @@ pub fn llm_loss(loss: &LlmLoss, batch: &LlmBatch<'_>, totals: LlmTotals) -> Resu
     if let Some(entropy) = &batch.new.entropy {
         metrics.insert("entropy", share(entropy, &counts));
     }
-    Ok(Loss {
-        value: (per_token * weights).sum(Kind::Float),
-        metrics,
-    })
+    Ok(Loss { value: (per_token * weights).sum(Kind::Float), metrics })
 }
 
 fn objective(
@@ -176,11 +166,7 @@ fn objective(
     advantage: &Tensor,
 ) -> Tensor {
     match objective {
-        LlmObjective::Ppo {
-            clip_low,
-            clip_high,
-            dual,
-        } => {
+        LlmObjective::Ppo { clip_low, clip_high, dual } => {
             let loss = clipped(&delta.exp(), advantage, clip_low, clip_high);
             match dual {
                 Some(bound) => {
@@ -190,15 +176,10 @@ fn objective(
                 None => loss,
             }
         }
-        LlmObjective::Gspo {
-            clip_low,
-            clip_high,
-        } => {
+        LlmObjective::Gspo { clip_low, clip_high } => {
             let parts = delta.split_with_sizes(batch.new.lengths.as_slice(), 0);
-            let means: Vec<Tensor> = parts
-                .iter()
-                .map(|part| part.mean(Kind::Float).detach().expand_as(part))
-                .collect();
+            let means: Vec<Tensor> =
+                parts.iter().map(|part| part.mean(Kind::Float).detach().expand_as(part)).collect();
             let new = &batch.new.values;
             let ratio = (Tensor::cat(&means, 0) + new - new.detach()).exp();
             clipped(&ratio, advantage, clip_low, clip_high)
@@ -238,15 +219,8 @@ fn watch(
 ) -> BTreeMap<&'static str, f64> {
     let ratio = delta.exp();
     let (low, high) = match objective {
-        LlmObjective::Ppo {
-            clip_low,
-            clip_high,
-            ..
-        }
-        | LlmObjective::Gspo {
-            clip_low,
-            clip_high,
-        } => (1.0 - clip_low, 1.0 + clip_high),
+        LlmObjective::Ppo { clip_low, clip_high, .. }
+        | LlmObjective::Gspo { clip_low, clip_high } => (1.0 - clip_low, 1.0 + clip_high),
         LlmObjective::Cispo { max } => (0.0, max),
     };
     let below = ratio.lt(low).logical_and(&advantage.lt(0.0));
@@ -261,12 +235,7 @@ fn watch(
 
 fn check(loss: &LlmLoss, batch: &LlmBatch<'_>, totals: LlmTotals) -> Result<()> {
     let tokens: i64 = batch.new.lengths.iter().sum();
-    let all = [
-        Some(&batch.new.values),
-        Some(batch.old),
-        batch.rollout,
-        batch.reference,
-    ];
+    let all = [Some(&batch.new.values), Some(batch.old), batch.rollout, batch.reference];
     let fits = all.iter().flatten().all(|tensor| tensor.size() == [tokens])
         && batch.advantages.len() == batch.new.lengths.len();
     let bad = |reason: &str| Err(ModelError::BadInput(reason.to_owned()));
@@ -279,16 +248,8 @@ fn check(loss: &LlmLoss, batch: &LlmBatch<'_>, totals: LlmTotals) -> Result<()> 
     if loss.kl.is_some() && batch.reference.is_none() {
         return bad("a kl penalty needs the reference policy's log-probabilities");
     }
-    match batch
-        .advantages
-        .iter()
-        .flatten()
-        .all(|advantage| advantage.is_finite())
-    {
+    match batch.advantages.iter().flatten().all(|advantage| advantage.is_finite()) {
         true => Ok(()),
-        false => Err(ModelError::NotFinite {
-            what: "an advantage",
-            place: String::new(),
-        }),
+        false => Err(ModelError::NotFinite { what: "an advantage", place: String::new() }),
     }
 }

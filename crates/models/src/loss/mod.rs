@@ -32,7 +32,5 @@ pub(crate) fn clipped(ratio: &Tensor, advantage: &Tensor, low: f64, high: f64) -
 
 /// Weighted sum as a number.
 pub(crate) fn share(values: &Tensor, weights: &Tensor) -> f64 {
-    (values.to_kind(tch::Kind::Float) * weights)
-        .sum(tch::Kind::Double)
-        .double_value(&[])
+    (values.to_kind(tch::Kind::Float) * weights).sum(tch::Kind::Double).double_value(&[])
 }

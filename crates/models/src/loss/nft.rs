@@ -50,12 +50,7 @@ pub fn nft_reward(advantage: f64, clip: f64) -> f64 {
 /// When sizes do not fit or a reference is missing.
 pub fn nft_loss(loss: &NftLoss, batch: &NftBatch<'_>, terms: f64) -> Result<Loss> {
     let shape = batch.clean.size();
-    let all = [
-        Some(batch.noised),
-        Some(batch.new),
-        Some(batch.old),
-        batch.reference,
-    ];
+    let all = [Some(batch.noised), Some(batch.new), Some(batch.old), batch.reference];
     let fits = all.iter().flatten().all(|tensor| tensor.size() == shape)
         && batch.advantages.len() as i64 == shape[0]
         && terms > 0.0
@@ -65,14 +60,9 @@ pub fn nft_loss(loss: &NftLoss, batch: &NftBatch<'_>, terms: f64) -> Result<Loss
         return Err(ModelError::BadInput(reason.to_owned()));
     }
     let old = batch.old.detach();
-    let rewards: Vec<f64> = batch
-        .advantages
-        .iter()
-        .map(|a| nft_reward(*a, loss.advantage_clip))
-        .collect();
-    let reward = Tensor::from_slice(&rewards)
-        .to_kind(Kind::Float)
-        .to_device(old.device());
+    let rewards: Vec<f64> =
+        batch.advantages.iter().map(|a| nft_reward(*a, loss.advantage_clip)).collect();
+    let reward = Tensor::from_slice(&rewards).to_kind(Kind::Float).to_device(old.device());
     let beta = loss.beta;
     let positive = error(batch, &(batch.new * beta + &old * (1.0 - beta)));
     let negative = error(batch, &(&old * (1.0 + beta) - batch.new * beta));
@@ -88,18 +78,13 @@ pub fn nft_loss(loss: &NftLoss, batch: &NftBatch<'_>, terms: f64) -> Result<Loss
         metrics.insert("kl", share(&gap.detach(), &weights));
         per_sample = per_sample + gap * loss.kl;
     }
-    Ok(Loss {
-        value: (per_sample * weights).sum(Kind::Float),
-        metrics,
-    })
+    Ok(Loss { value: (per_sample * weights).sum(Kind::Float), metrics })
 }
 
 /// `mean (x0 - clean)^2` over dimensions, divided by the detached mean absolute error.
 fn error(batch: &NftBatch<'_>, velocity: &Tensor) -> Tensor {
     let gap = batch.noised - velocity * batch.time - batch.clean;
     let weight = gap.detach().to_kind(Kind::Double).abs().flatten(1, -1);
-    let weight = weight
-        .mean_dim(1, false, Kind::Double)
-        .clamp_min(MIN_WEIGHT);
+    let weight = weight.mean_dim(1, false, Kind::Double).clamp_min(MIN_WEIGHT);
     mean_square(&gap) / weight.to_kind(Kind::Float)
 }

@@ -10,14 +10,9 @@ const MAX_BYTES: u64 = 64 << 20;
 
 /// The text of a file of at most `max` bytes.
 pub(crate) fn read_text(path: &Path, max: u64) -> Result<String> {
-    let size = std::fs::metadata(path)
-        .map_err(|error| ModelError::io(path, error))?
-        .len();
+    let size = std::fs::metadata(path).map_err(|error| ModelError::io(path, error))?.len();
     if size > max {
-        return Err(ModelError::bad_file(
-            path,
-            format!("{size} bytes; at most {max} expected"),
-        ));
+        return Err(ModelError::bad_file(path, format!("{size} bytes; at most {max} expected")));
     }
     std::fs::read_to_string(path).map_err(|error| ModelError::io(path, error))
 }
@@ -48,10 +43,7 @@ pub(crate) fn carry(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
             continue;
         };
         let weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
-        let size = entry
-            .metadata()
-            .map_err(|error| ModelError::io(&path, error))?
-            .len();
+        let size = entry.metadata().map_err(|error| ModelError::io(&path, error))?.len();
         if path.is_file() && !weights && size <= MAX_BYTES && !name.starts_with('.') {
             let bytes = std::fs::read(&path).map_err(|error| ModelError::io(&path, error))?;
             files.insert(name, bytes);

@@ -44,12 +44,7 @@ impl Default for LoadOptions {
     /// The CPU, in fp32.
     fn default() -> Self {
         let kind = Kind::Float;
-        LoadOptions {
-            device: Device::Cpu,
-            lm: kind,
-            dit: kind,
-            vae: kind,
-        }
+        LoadOptions { device: Device::Cpu, lm: kind, dit: kind, vae: kind }
     }
 }
 
@@ -107,21 +102,12 @@ impl std::fmt::Debug for Carried {
             Tower::Made(tensors) => tensors.len(),
             Tower::Mapped(_, names) => names.len(),
         };
-        f.debug_struct("Carried")
-            .field("tensors", &tensors)
-            .finish_non_exhaustive()
+        f.debug_struct("Carried").field("tensors", &tensors).finish_non_exhaustive()
     }
 }
 
-const FOLDERS: [&str; 7] = [
-    "",
-    "text_encoder",
-    "tokenizer",
-    "transformer",
-    "vae",
-    "scheduler",
-    "processor",
-];
+const FOLDERS: [&str; 7] =
+    ["", "text_encoder", "tokenizer", "transformer", "vae", "scheduler", "processor"];
 
 impl Pipeline {
     /// Loads a folder in fp32 on the CPU.
@@ -141,10 +127,7 @@ impl Pipeline {
         let (lm, tensors) = load_lm(&folder.join("text_encoder"), options)?;
         if (tokenizer.size() as i64) > lm.config().vocab_size {
             let origin = text(&folder.join("text_encoder/config.json"));
-            let reason = format!(
-                "the tokenizer has {} tokens, more than this",
-                tokenizer.size()
-            );
+            let reason = format!("the tokenizer has {} tokens, more than this", tokenizer.size());
             return Err(ModelError::bad_config(origin, "vocab_size", reason));
         }
         let dit = load_dit(&folder.join("transformer"), options)?;
@@ -153,14 +136,8 @@ impl Pipeline {
         for name in FOLDERS {
             files.insert(name.to_owned(), files::carry(&folder.join(name))?);
         }
-        let pipeline = Pipeline {
-            lm,
-            dit,
-            vae,
-            tokenizer,
-            flow,
-            carried: Carried { tensors, files },
-        };
+        let pipeline =
+            Pipeline { lm, dit, vae, tokenizer, flow, carried: Carried { tensors, files } };
         pipeline.check(&text(folder))?;
         Ok(pipeline)
     }
@@ -200,41 +177,19 @@ impl Pipeline {
             (String::new(), root),
             ("text_encoder".to_owned(), encoder),
             ("tokenizer".to_owned(), tokenizer.files()?),
-            (
-                "transformer".to_owned(),
-                one("config.json", json(&dit.config().to_json())),
-            ),
-            (
-                "vae".to_owned(),
-                one("config.json", json(&vae.config().to_json())),
-            ),
-            (
-                "scheduler".to_owned(),
-                one("scheduler_config.json", json(&flow.to_json())),
-            ),
+            ("transformer".to_owned(), one("config.json", json(&dit.config().to_json()))),
+            ("vae".to_owned(), one("config.json", json(&vae.config().to_json()))),
+            ("scheduler".to_owned(), one("scheduler_config.json", json(&flow.to_json()))),
         ]);
-        let carried = Carried {
-            tensors: Tower::Made(vision.1.to_map()),
-            files,
-        };
-        let pipeline = Pipeline {
-            lm,
-            dit,
-            vae,
-            tokenizer,
-            flow,
-            carried,
-        };
+        let carried = Carried { tensors: Tower::Made(vision.1.to_map()), files };
+        let pipeline = Pipeline { lm, dit, vae, tokenizer, flow, carried };
         pipeline.check("a new pipeline")?;
         Ok(pipeline)
     }
 
     /// Whether the parts fit one another.
     fn check(&self, origin: &str) -> Result<()> {
-        let (text, joint) = (
-            self.lm.config().hidden_size,
-            self.dit.config().joint_attention_dim,
-        );
+        let (text, joint) = (self.lm.config().hidden_size, self.dit.config().joint_attention_dim);
         let dit = self.dit.config();
         let reason = if text != joint {
             format!("joint_attention_dim is {joint}, the text encoder's hidden_size {text}")
@@ -281,26 +236,15 @@ impl Pipeline {
             }
         }
         self.save_vae_config(&folder.join("vae/config.json"))?;
-        let (lm, dit, vae) = (
-            self.lm.params().to_map(),
-            self.dit.params().to_map(),
-            self.vae.params().to_map(),
-        );
+        let (lm, dit, vae) =
+            (self.lm.params().to_map(), self.dit.params().to_map(), self.vae.params().to_map());
         let mut encoder = weights::contents(&lm);
         encoder.extend(self.carried.tensors.contents()?);
         weights::write(&folder.join("text_encoder"), LM_STEM, encoder)?;
-        weights::write(
-            &folder.join("transformer"),
-            DIFFUSERS_STEM,
-            weights::contents(&dit),
-        )?;
+        weights::write(&folder.join("transformer"), DIFFUSERS_STEM, weights::contents(&dit))?;
         weights::write(&folder.join("vae"), DIFFUSERS_STEM, weights::contents(&vae))?;
         let index = folder.join("model_index.json");
-        let bytes = self
-            .carried
-            .files
-            .get("")
-            .and_then(|files| files.get("model_index.json"));
+        let bytes = self.carried.files.get("").and_then(|files| files.get("model_index.json"));
         match bytes {
             Some(bytes) => {
                 std::fs::write(&index, bytes).map_err(|error| ModelError::io(&index, error))
@@ -313,10 +257,8 @@ impl Pipeline {
     fn save_vae_config(&self, path: &Path) -> Result<()> {
         let mut config = read_json(path)?;
         let own = self.vae.config();
-        for (key, list) in [
-            ("latents_mean", &own.latents_mean),
-            ("latents_std", &own.latents_std),
-        ] {
+        for (key, list) in [("latents_mean", &own.latents_mean), ("latents_std", &own.latents_std)]
+        {
             config[key] = json!(list);
         }
         write_json(path, &config)

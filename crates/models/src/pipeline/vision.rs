@@ -70,11 +70,7 @@ impl VisionConfig {
             out.push(ParamSpec::new(format!("visual.{name}"), shape, init));
         };
         let linear = Init::Normal(0.02);
-        add(
-            "patch_embed.proj.weight".into(),
-            &[h, 3, FRAMES, PATCH, PATCH],
-            linear,
-        );
+        add("patch_embed.proj.weight".into(), &[h, 3, FRAMES, PATCH, PATCH], linear);
         for block in 0..self.depth {
             let name = |layer: &str| format!("blocks.{block}.{layer}");
             add(name("norm1.weight"), &[h], Init::Ones);
@@ -91,10 +87,7 @@ impl VisionConfig {
             }
         }
         add("merger.ln_q.weight".into(), &[h], Init::Ones);
-        for (layer, to) in [
-            ("merger.mlp.0", merged),
-            ("merger.mlp.2", self.out_hidden_size),
-        ] {
+        for (layer, to) in [("merger.mlp.0", merged), ("merger.mlp.2", self.out_hidden_size)] {
             add(format!("{layer}.weight"), &[to, merged], linear);
             add(format!("{layer}.bias"), &[to], Init::Zeros);
         }

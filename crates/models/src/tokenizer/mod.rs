@@ -33,11 +33,7 @@ impl Tokenizer {
     /// added tokens of `tokenizer_config.json`.
     pub fn load(folder: &Path) -> Result<Tokenizer> {
         let config_path = folder.join("tokenizer_config.json");
-        let config = if config_path.is_file() {
-            read_json(&config_path)?
-        } else {
-            json!({})
-        };
+        let config = if config_path.is_file() { read_json(&config_path)? } else { json!({}) };
         let whole = folder.join("tokenizer.json");
         let inner = if whole.is_file() {
             let text = read_text(&whole, MAX_BYTES)?;
@@ -50,10 +46,7 @@ impl Tokenizer {
         let chat_template = if template.is_file() {
             Some(read_text(&template, MAX_BYTES)?)
         } else {
-            config
-                .get("chat_template")
-                .and_then(Value::as_str)
-                .map(str::to_owned)
+            config.get("chat_template").and_then(Value::as_str).map(str::to_owned)
         };
         Tokenizer::build(inner, config, chat_template, &folder.display().to_string())
     }
@@ -70,13 +63,7 @@ impl Tokenizer {
             })
         };
         let (end_of_text, im_end) = (id("<|endoftext|>")?, id("<|im_end|>")?);
-        Ok(Tokenizer {
-            inner,
-            config,
-            chat_template,
-            end_of_text,
-            im_end,
-        })
+        Ok(Tokenizer { inner, config, chat_template, end_of_text, im_end })
     }
 
     /// Ids of `text`; special tokens written out in it are recognised.
@@ -90,13 +77,8 @@ impl Tokenizer {
 
     /// The text of `ids`, without special tokens. Bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[i64]) -> Result<String> {
-        let ids: Vec<u32> = ids
-            .iter()
-            .filter_map(|id| u32::try_from(*id).ok())
-            .collect();
-        self.inner
-            .decode(&ids, true)
-            .map_err(|error| ModelError::Tokenizer(error.to_string()))
+        let ids: Vec<u32> = ids.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
+        self.inner.decode(&ids, true).map_err(|error| ModelError::Tokenizer(error.to_string()))
     }
 
     /// The id of one token, as it is written in the vocabulary.
@@ -126,28 +108,19 @@ impl Tokenizer {
 
     /// The files of a `tokenizer/` folder that transformers' `Qwen2Tokenizer` reads, fast or slow.
     pub fn files(&self) -> Result<BTreeMap<String, Vec<u8>>> {
-        let whole = self
-            .inner
-            .to_string(true)
-            .map_err(|error| ModelError::Tokenizer(error.to_string()))?;
+        let whole =
+            self.inner.to_string(true).map_err(|error| ModelError::Tokenizer(error.to_string()))?;
         let parsed: Value = serde_json::from_str(&whole)
             .map_err(|error| ModelError::Tokenizer(error.to_string()))?;
         let model = parsed.get("model").cloned().unwrap_or_default();
         let vocab = model.get("vocab").cloned().unwrap_or_else(|| json!({}));
         let mut merges = String::from("#version: 0.2\n");
-        for merge in model
-            .get("merges")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-        {
+        for merge in model.get("merges").and_then(Value::as_array).into_iter().flatten() {
             let line = match merge {
                 Value::String(line) => line.clone(),
-                Value::Array(pair) => pair
-                    .iter()
-                    .filter_map(Value::as_str)
-                    .collect::<Vec<_>>()
-                    .join(" "),
+                Value::Array(pair) => {
+                    pair.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ")
+                }
                 _ => continue,
             };
             merges.push_str(&line);
@@ -213,10 +186,7 @@ fn pretty(value: &Value) -> String {
 
 fn added_ids(added: Option<&Vec<Value>>) -> Value {
     let pairs = added.into_iter().flatten().filter_map(|token| {
-        Some((
-            token.get("content")?.as_str()?.to_owned(),
-            token.get("id")?.clone(),
-        ))
+        Some((token.get("content")?.as_str()?.to_owned(), token.get("id")?.clone()))
     });
     Value::Object(pairs.collect())
 }
@@ -266,9 +236,7 @@ fn from_vocab_files(folder: &Path, config: &Value) -> Result<tokenizers::Tokeniz
         .filter_map(|line| line.split_once(' ').map(|(a, b)| [a, b]))
         .collect();
     let mut added: Vec<Value> = Vec::new();
-    let decoder = config
-        .get("added_tokens_decoder")
-        .and_then(Value::as_object);
+    let decoder = config.get("added_tokens_decoder").and_then(Value::as_object);
     for (id, token) in decoder.into_iter().flatten() {
         let (Ok(id), Value::Object(fields)) = (id.parse::<u64>(), token) else {
             continue;

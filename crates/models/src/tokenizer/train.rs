@@ -53,13 +53,9 @@ impl Tokenizer {
             tokenizers::PostProcessorWrapper,
             tokenizers::DecoderWrapper,
         >::new(BPE::default());
-        learner
-            .with_normalizer(blank.get_normalizer().cloned())
-            .map_err(fail)?;
+        learner.with_normalizer(blank.get_normalizer().cloned()).map_err(fail)?;
         learner.with_pre_tokenizer(blank.get_pre_tokenizer().cloned());
-        learner
-            .train(&mut trainer, corpus.iter().map(String::as_str))
-            .map_err(fail)?;
+        learner.train(&mut trainer, corpus.iter().map(String::as_str)).map_err(fail)?;
         let learned = serde_json::to_value(learner.get_model())
             .map_err(|error| ModelError::Tokenizer(error.to_string()))?;
         let vocab = learned.get("vocab").cloned().unwrap_or_default();

@@ -85,24 +85,14 @@ impl VaeConfig {
             );
         }
         let last = self.dim_mult.len() - 1;
-        if self.dim_mult[1..=last]
-            .iter()
-            .any(|mult| mult * self.base_dim % 2 != 0)
-        {
-            return bad(
-                "base_dim",
-                "upsampling halves the channels; they must be even".to_owned(),
-            );
+        if self.dim_mult[1..=last].iter().any(|mult| mult * self.base_dim % 2 != 0) {
+            return bad("base_dim", "upsampling halves the channels; they must be even".to_owned());
         }
-        for (key, list) in [
-            ("latents_mean", &self.latents_mean),
-            ("latents_std", &self.latents_std),
-        ] {
+        for (key, list) in
+            [("latents_mean", &self.latents_mean), ("latents_std", &self.latents_std)]
+        {
             if list.len() as i64 != self.z_dim {
-                return bad(
-                    key,
-                    format!("has {} entries, z_dim is {}", list.len(), self.z_dim),
-                );
+                return bad(key, format!("has {} entries, z_dim is {}", list.len(), self.z_dim));
             }
         }
         if self.latents_std.iter().any(|std| *std <= 0.0) {

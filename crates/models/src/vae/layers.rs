@@ -22,54 +22,33 @@ impl Conv {
     /// Specs of a causal 3-D convolution with a cubic kernel.
     pub(super) fn specs3(out: &mut Vec<ParamSpec>, name: &str, io: (i64, i64), kernel: i64) {
         let shape = [io.1, io.0, kernel, kernel, kernel];
-        out.push(ParamSpec::new(
-            format!("{name}.weight"),
-            &shape,
-            Init::Xavier,
-        ));
+        out.push(ParamSpec::new(format!("{name}.weight"), &shape, Init::Xavier));
         out.push(ParamSpec::new(format!("{name}.bias"), &[io.1], Init::Zeros));
     }
 
     /// Specs of a 2-D convolution.
     pub(super) fn specs2(out: &mut Vec<ParamSpec>, name: &str, io: (i64, i64), kernel: i64) {
         let shape = [io.1, io.0, kernel, kernel];
-        out.push(ParamSpec::new(
-            format!("{name}.weight"),
-            &shape,
-            Init::Xavier,
-        ));
+        out.push(ParamSpec::new(format!("{name}.weight"), &shape, Init::Xavier));
         out.push(ParamSpec::new(format!("{name}.bias"), &[io.1], Init::Zeros));
     }
 
     /// Specs of a resampler's convolution over time, which never acts on one frame.
     pub(super) fn specs_time(out: &mut Vec<ParamSpec>, name: &str, io: (i64, i64)) {
         let shape = [io.1, io.0, 3, 1, 1];
-        out.push(ParamSpec::new(
-            format!("{name}.weight"),
-            &shape,
-            Init::Xavier,
-        ));
+        out.push(ParamSpec::new(format!("{name}.weight"), &shape, Init::Xavier));
         out.push(ParamSpec::new(format!("{name}.bias"), &[io.1], Init::Zeros));
     }
 
     pub(super) fn load(params: &ParamSet, name: &str) -> Result<Conv> {
         let weight = fetch(params, &format!("{name}.weight"))?;
         let padding = weight.size().last().copied().unwrap_or(1) / 2;
-        Ok(Conv {
-            weight,
-            bias: fetch(params, &format!("{name}.bias"))?,
-            padding,
-            stride: 1,
-        })
+        Ok(Conv { weight, bias: fetch(params, &format!("{name}.bias"))?, padding, stride: 1 })
     }
 
     /// A convolution of stride 2, whose input is padded right and bottom beforehand.
     pub(super) fn load_strided(params: &ParamSet, name: &str) -> Result<Conv> {
-        Ok(Conv {
-            padding: 0,
-            stride: 2,
-            ..Conv::load(params, name)?
-        })
+        Ok(Conv { padding: 0, stride: 2, ..Conv::load(params, name)? })
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
@@ -172,18 +151,8 @@ impl Middle {
     pub(super) fn specs(out: &mut Vec<ParamSpec>, name: &str, channels: i64) {
         Residual::specs(out, &format!("{name}.resnets.0"), (channels, channels));
         ChannelNorm::specs(out, &format!("{name}.attentions.0.norm"), channels, false);
-        Conv::specs2(
-            out,
-            &format!("{name}.attentions.0.to_qkv"),
-            (channels, 3 * channels),
-            1,
-        );
-        Conv::specs2(
-            out,
-            &format!("{name}.attentions.0.proj"),
-            (channels, channels),
-            1,
-        );
+        Conv::specs2(out, &format!("{name}.attentions.0.to_qkv"), (channels, 3 * channels), 1);
+        Conv::specs2(out, &format!("{name}.attentions.0.proj"), (channels, channels), 1);
         Residual::specs(out, &format!("{name}.resnets.1"), (channels, channels));
     }
 

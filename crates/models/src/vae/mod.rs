@@ -62,10 +62,7 @@ fn down_plan(config: &VaeConfig) -> Vec<DownKind> {
             channels = out;
         }
         if let Some(temporal) = config.temperal_downsample.get(stage) {
-            plan.push(DownKind::Half {
-                channels: out,
-                temporal: *temporal,
-            });
+            plan.push(DownKind::Half { channels: out, temporal: *temporal });
         }
     }
     plan
@@ -91,23 +88,13 @@ impl Vae {
         let mut out = Vec::new();
         let top = config.base_dim * config.dim_mult[config.dim_mult.len() - 1];
         let z = config.z_dim;
-        Conv::specs3(
-            &mut out,
-            "encoder.conv_in",
-            (config.input_channels, config.base_dim),
-            3,
-        );
+        Conv::specs3(&mut out, "encoder.conv_in", (config.input_channels, config.base_dim), 3);
         for (index, step) in down_plan(config).into_iter().enumerate() {
             let name = format!("encoder.down_blocks.{index}");
             match step {
                 DownKind::Residual(from, to) => Residual::specs(&mut out, &name, (from, to)),
                 DownKind::Half { channels, temporal } => {
-                    Conv::specs2(
-                        &mut out,
-                        &format!("{name}.resample.1"),
-                        (channels, channels),
-                        3,
-                    );
+                    Conv::specs2(&mut out, &format!("{name}.resample.1"), (channels, channels), 3);
                     if temporal {
                         let time = format!("{name}.time_conv");
                         Conv::specs_time(&mut out, &time, (channels, channels));
@@ -139,12 +126,7 @@ impl Vae {
             last = to;
         }
         ChannelNorm::specs(&mut out, "decoder.norm_out", last, true);
-        Conv::specs3(
-            &mut out,
-            "decoder.conv_out",
-            (last, config.input_channels),
-            3,
-        );
+        Conv::specs3(&mut out, "decoder.conv_out", (last, config.input_channels), 3);
         out
     }
 
@@ -153,40 +135,29 @@ impl Vae {
         config.validate(origin)?;
         params.check(&Vae::specs(&config), origin)?;
         let p = &params;
-        let down = down_plan(&config)
-            .into_iter()
-            .enumerate()
-            .map(|(index, step)| {
-                let name = format!("encoder.down_blocks.{index}");
-                Ok(match step {
-                    DownKind::Residual(..) => Down::Residual(Residual::load(p, &name)?),
-                    DownKind::Half { .. } => {
-                        Down::Half(Conv::load_strided(p, &format!("{name}.resample.1"))?)
-                    }
-                })
-            });
+        let down = down_plan(&config).into_iter().enumerate().map(|(index, step)| {
+            let name = format!("encoder.down_blocks.{index}");
+            Ok(match step {
+                DownKind::Residual(..) => Down::Residual(Residual::load(p, &name)?),
+                DownKind::Half { .. } => {
+                    Down::Half(Conv::load_strided(p, &format!("{name}.resample.1"))?)
+                }
+            })
+        });
         let down = down.collect::<Result<_>>()?;
-        let up = up_plan(&config)
-            .into_iter()
-            .enumerate()
-            .map(|(index, (_, _, double))| {
-                let name = format!("decoder.up_blocks.{index}");
-                let resnets = (0..=config.num_res_blocks)
-                    .map(|resnet| Residual::load(p, &format!("{name}.resnets.{resnet}")))
-                    .collect::<Result<_>>()?;
-                let conv = format!("{name}.upsamplers.0.resample.1");
-                let double = double.map(|_| Conv::load(p, &conv)).transpose()?;
-                Ok(Up { resnets, double })
-            });
+        let up = up_plan(&config).into_iter().enumerate().map(|(index, (_, _, double))| {
+            let name = format!("decoder.up_blocks.{index}");
+            let resnets = (0..=config.num_res_blocks)
+                .map(|resnet| Residual::load(p, &format!("{name}.resnets.{resnet}")))
+                .collect::<Result<_>>()?;
+            let conv = format!("{name}.upsamplers.0.resample.1");
+            let double = double.map(|_| Conv::load(p, &conv)).transpose()?;
+            Ok(Up { resnets, double })
+        });
         let up = up.collect::<Result<_>>()?;
-        let device = p
-            .iter()
-            .next()
-            .map_or(tch::Device::Cpu, |(_, tensor)| tensor.device());
+        let device = p.iter().next().map_or(tch::Device::Cpu, |(_, tensor)| tensor.device());
         let channel = |values: &[f64]| {
-            let values = Tensor::from_slice(values)
-                .to_kind(Kind::Float)
-                .to_device(device);
+            let values = Tensor::from_slice(values).to_kind(Kind::Float).to_device(device);
             values.view([1, config.z_dim, 1, 1])
         };
         Ok(Vae {
@@ -228,10 +199,7 @@ impl Vae {
 
     /// The dtype it computes in.
     pub fn kind(&self) -> Kind {
-        self.params
-            .iter()
-            .next()
-            .map_or(Kind::Float, |(_, tensor)| tensor.kind())
+        self.params.iter().next().map_or(Kind::Float, |(_, tensor)| tensor.kind())
     }
 
     /// Sets the statistics that latents are normalised with (per channel), as measured after
@@ -242,9 +210,7 @@ impl Vae {
         config.validate("the measured latent statistics")?;
         let like = |values: &[f64]| {
             let values = Tensor::from_slice(values).to_kind(Kind::Float);
-            values
-                .view([1, config.z_dim, 1, 1])
-                .to_device(self.mean.device())
+            values.view([1, config.z_dim, 1, 1]).to_device(self.mean.device())
         };
         (self.mean, self.std) = (like(mean), like(std));
         self.config = config;
@@ -270,15 +236,10 @@ impl Vae {
             };
         }
         x = self.encoder_middle.forward(&x);
-        x = self
-            .encoder_out
-            .forward(&self.encoder_norm.forward(&x).silu());
+        x = self.encoder_out.forward(&self.encoder_norm.forward(&x).silu());
         let moments = self.quant.forward(&x);
         let z = self.config.z_dim;
-        Ok((
-            moments.narrow(1, 0, z),
-            moments.narrow(1, z, z).clamp(-30.0, 20.0),
-        ))
+        Ok((moments.narrow(1, 0, z), moments.narrow(1, z, z).clamp(-30.0, 20.0)))
     }
 
     /// Raw latents `[B, z, h, w]` to images `[B, 3, f h, f w]`, not yet clamped to [-1, 1] (a loss
@@ -296,8 +257,7 @@ impl Vae {
                 x = conv.forward(&x.internal_upsample_nearest_exact2d(doubled, 2.0, 2.0));
             }
         }
-        self.decoder_out
-            .forward(&self.decoder_norm.forward(&x).silu())
+        self.decoder_out.forward(&self.decoder_norm.forward(&x).silu())
     }
 
     /// Raw latents to images in [-1, 1].
@@ -319,11 +279,7 @@ impl Vae {
 /// Images in [-1, 1] `[B, 3, H, W]` to `[B, H, W, 3]` u8: `round((x / 2 + 0.5) * 255)`.
 pub fn to_bytes(images: &Tensor) -> Tensor {
     let pixels = (images.to_kind(Kind::Float) / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0;
-    pixels
-        .round()
-        .to_kind(Kind::Uint8)
-        .permute([0, 2, 3, 1])
-        .contiguous()
+    pixels.round().to_kind(Kind::Uint8).permute([0, 2, 3, 1]).contiguous()
 }
 
 /// `[B, H, W, 3]` u8 to images in [-1, 1] `[B, 3, H, W]`.
@@ -336,9 +292,7 @@ pub fn pack(latents: &Tensor) -> Tensor {
     let size = latents.size();
     let (batch, channels, height, width) = (size[0], size[1], size[2] / 2, size[3] / 2);
     let split = latents.reshape([batch, channels, height, 2, width, 2]);
-    split
-        .permute([0, 2, 4, 1, 3, 5])
-        .reshape([batch, height * width, channels * 4])
+    split.permute([0, 2, 4, 1, 3, 5]).reshape([batch, height * width, channels * 4])
 }
 
 /// Tokens `[B, h w, 4 c]` to latents `[B, c, 2h, 2w]`; the inverse of [`pack`].
@@ -346,7 +300,5 @@ pub fn unpack(tokens: &Tensor, grid: (i64, i64)) -> Tensor {
     let size = tokens.size();
     let (batch, channels) = (size[0], size[2] / 4);
     let split = tokens.reshape([batch, grid.0, grid.1, channels, 2, 2]);
-    split
-        .permute([0, 3, 1, 4, 2, 5])
-        .reshape([batch, channels, 2 * grid.0, 2 * grid.1])
+    split.permute([0, 3, 1, 4, 2, 5]).reshape([batch, channels, 2 * grid.0, 2 * grid.1])
 }

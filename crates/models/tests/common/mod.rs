@@ -89,27 +89,9 @@ pub fn pipeline(seed: u64) -> Pipeline {
     config.eos_token_id = tokenizer.im_end();
     let specs = Lm::specs(&config, Default::default());
     let lm = Lm::new(config, noisy(&specs, &seed), "test").unwrap();
-    let dit = Dit::new(
-        dit_config(),
-        noisy(&Dit::specs(&dit_config()), &seed),
-        "test",
-    )
-    .unwrap();
-    let vae = Vae::new(
-        vae_config(),
-        noisy(&Vae::specs(&vae_config()), &seed),
-        "test",
-    )
-    .unwrap();
+    let dit = Dit::new(dit_config(), noisy(&Dit::specs(&dit_config()), &seed), "test").unwrap();
+    let vae = Vae::new(vae_config(), noisy(&Vae::specs(&vae_config()), &seed), "test").unwrap();
     let vision = VisionConfig::tiny(32);
     let tower = init_vision_tower(&vision, &seed);
-    Pipeline::assemble(
-        lm,
-        dit,
-        vae,
-        tokenizer,
-        FlowConfig::default(),
-        (&vision, tower),
-    )
-    .unwrap()
+    Pipeline::assemble(lm, dit, vae, tokenizer, FlowConfig::default(), (&vision, tower)).unwrap()
 }
