@@ -1,0 +1,217 @@
+//! A worker's session with the coordinator: registered, heard of, and reconnected by itself.
+
+mod error;
+mod heartbeat;
+mod link;
+mod retry;
+
+pub use error::SessionError;
+
+use duet_core::work::{Assignment, Report};
+use duet_core::{Digest, Generation, Role, TrainerEpoch, WorkerId};
+use duet_proto::v1 as wire;
+use link::{Link, POLL_SLACK};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::Status;
+
+/// What a worker says of itself.
+#[derive(Clone, Debug)]
+pub struct WorkerOptions {
+    /// The coordinator's address, `http://HOST:PORT`.
+    pub coordinator: String,
+    /// The worker's name: letters, digits, `.`, `_`, `-`.
+    pub worker: WorkerId,
+    /// What it can do.
+    pub role: Role,
+    /// Hash of its configuration; must equal the run's.
+    pub config_digest: Digest,
+    /// How long the coordinator may be unreachable before the worker gives up.
+    pub reconnect_deadline: Duration,
+}
+
+/// What a report did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It counted.
+    Accepted,
+    /// It had counted before: the answer to an earlier try was lost.
+    Duplicate,
+    /// It belongs to an old attempt, epoch or process and changed nothing (DU-6).
+    Stale,
+}
+
+/// A registered worker. Clones share the registration and the heartbeats, which end with the last
+/// of them.
+#[derive(Clone)]
+pub struct Session {
+    link: Arc<Link>,
+    heart: CancellationToken,
+    _heart_stops_with_us: Arc<DropGuard>,
+}
+
+impl Session {
+    /// Registers, trying again until the deadline, and starts the heartbeats.
+    ///
+    /// # Errors
+    /// [`SessionError::Refused`] when the coordinator does not want this worker,
+    /// [`SessionError::Lost`] when it cannot be reached, [`SessionError::Stopped`] by `shutdown`.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, as `tokio::spawn` does.
+    pub async fn connect(
+        options: WorkerOptions,
+        shutdown: CancellationToken,
+    ) -> Result<Session, SessionError> {
+        let link = Arc::new(Link::new(options, session_number(), shutdown.clone())?);
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Err(SessionError::Stopped),
+            registered = link.register(0) => registered?,
+        };
+        let heart = CancellationToken::new();
+        tokio::spawn(heartbeat::beat(link.clone(), heart.clone()));
+        let guard = Arc::new(heart.clone().drop_guard());
+        Ok(Session { link, heart, _heart_stops_with_us: guard })
+    }
+
+    /// The next thing to do; waits for it, through lost connections and new coordinators.
+    ///
+    /// # Errors
+    /// [`SessionError::Stopped`] by shutdown, [`SessionError::Lost`] when the coordinator stays
+    /// away, [`SessionError::Refused`] when it no longer wants this worker.
+    pub async fn next(&self) -> Result<Assignment, SessionError> {
+        tokio::select! {
+            biased;
+            () = self.link.shutdown.cancelled() => Err(SessionError::Stopped),
+            assignment = self.poll() => assignment,
+        }
+    }
+
+    async fn poll(&self) -> Result<Assignment, SessionError> {
+        let mut retry = self.link.retry();
+        loop {
+            let known = self.link.known();
+            let request = wire::PollRequest { caller: Some(self.link.caller(&known)) };
+            let limit = known.poll.saturating_add(POLL_SLACK);
+            let answer = match self.link.client().poll(link::timed(request, limit)).await {
+                Ok(answer) => answer.into_inner(),
+                Err(status) => {
+                    self.link.recover(&mut retry, status, known.count).await?;
+                    continue;
+                }
+            };
+            // Compared with what is known now: a heartbeat may have registered us anew meanwhile.
+            if answer.unknown || answer.generation != self.link.known().generation.0 {
+                self.link.recover(&mut retry, unknown(), known.count).await?;
+                continue;
+            }
+            retry.succeeded();
+            if let Some(assignment) = answer.assignment {
+                return Ok(assignment.try_into()?);
+            }
+        }
+    }
+
+    /// Tells the coordinator something, again and again until it answers.
+    ///
+    /// Not cut short by shutdown, so that results and hand-backs arrive; once shutdown is on, the
+    /// first failure is the last.
+    ///
+    /// # Errors
+    /// [`SessionError::Message`] when the report cannot be (a number that is not finite, a text
+    /// without bounds), [`SessionError::ReportRefused`] when the coordinator says so,
+    /// [`SessionError::Lost`] and [`SessionError::Refused`] as for [`Session::next`].
+    pub async fn report(&self, report: Report) -> Result<Verdict, SessionError> {
+        let message = wire::Report::from(&report);
+        Report::try_from(message.clone())?;
+        let mut retry = self.link.retry();
+        loop {
+            let known = self.link.known();
+            let caller = Some(self.link.caller(&known));
+            let request = wire::ReportRequest { caller, report: Some(message.clone()) };
+            let sent = self.link.client().report(link::timed(request, link::CALL_LIMIT)).await;
+            let answer = match sent {
+                Ok(answer) => answer.into_inner(),
+                Err(status) => {
+                    self.link.recover(&mut retry, status, known.count).await?;
+                    continue;
+                }
+            };
+            match answer.verdict() {
+                wire::Verdict::Accepted => return Ok(Verdict::Accepted),
+                wire::Verdict::Duplicate => return Ok(Verdict::Duplicate),
+                wire::Verdict::Stale => return Ok(Verdict::Stale),
+                wire::Verdict::Refused => return Err(SessionError::ReportRefused(answer.reason)),
+                wire::Verdict::Unknown => {
+                    self.link.recover(&mut retry, unknown(), known.count).await?;
+                }
+                wire::Verdict::Unspecified => return Err(SessionError::Verdict(answer.verdict)),
+            }
+        }
+    }
+
+    /// The newest trainer group the coordinator called off: who belongs to it, or to an older one,
+    /// drops its collectives and asks for work again.
+    pub fn aborted(&self) -> watch::Receiver<Option<TrainerEpoch>> {
+        self.link.aborted.subscribe()
+    }
+
+    /// Says goodbye and stops the heartbeats. Best effort: a coordinator that does not hear it
+    /// notices the silence.
+    pub async fn leave(&self, reason: &str) {
+        self.heart.cancel();
+        let caller = Some(self.link.caller(&self.link.known()));
+        let reason = duet_proto::convert::clip_reason(reason);
+        let request = wire::LeaveRequest { caller, reason };
+        let limit = Duration::from_secs(2);
+        if let Err(status) = self.link.client().leave(link::timed(request, limit)).await {
+            tracing::debug!(error = %status.message(), "the coordinator did not hear the goodbye");
+        }
+    }
+
+    /// The run's name.
+    pub fn run(&self) -> String {
+        self.link.known().run
+    }
+
+    /// The coordinator generation this worker is registered with.
+    pub fn generation(&self) -> Generation {
+        self.link.known().generation
+    }
+
+    /// The number this session was given at its start: the same through all reconnections.
+    pub fn number(&self) -> u64 {
+        self.link.session
+    }
+}
+
+fn unknown() -> Status {
+    Status::unavailable("the coordinator does not know this session")
+}
+
+/// A number that no other session has: process, time and a counter, hashed. Never zero.
+fn session_number() -> u64 {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let nanos = now.unwrap_or_default().as_nanos();
+    let mut bytes = Vec::with_capacity(28);
+    bytes.extend(std::process::id().to_le_bytes());
+    bytes.extend(nanos.to_le_bytes());
+    bytes.extend(COUNT.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+    let hash = Digest::of(&bytes).0;
+    u64::from_le_bytes(hash.first_chunk().copied().unwrap_or_default()).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn session_numbers_differ_within_a_process() {
+        let numbers: std::collections::BTreeSet<u64> =
+            (0..1000).map(|_| super::session_number()).collect();
+        assert_eq!(numbers.len(), 1000);
+    }
+}

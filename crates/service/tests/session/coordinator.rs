@@ -1,0 +1,212 @@
+//! A coordinator that follows a script, in a runtime of its own: dropping that runtime is a crash.
+
+use duet_core::work::{Assignment, Report};
+use duet_proto::convert::Sender;
+use duet_proto::v1 as wire;
+use duet_service::server::server;
+use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+/// What the coordinator saw.
+#[derive(Debug, PartialEq)]
+pub enum Seen {
+    Registered(Sender),
+    Polled(u64),
+    Reported(Report),
+    Left(String),
+}
+
+/// What it does.
+#[derive(Clone, Default)]
+pub struct Script {
+    pub generation: u64,
+    pub refuse: Option<&'static str>,
+    /// Answers to polls; a poll without one is held for ever.
+    pub assignments: VecDeque<Assignment>,
+    /// How many first reports count without the worker being told.
+    pub lose_answers: u32,
+    pub abort_epoch: Option<u64>,
+    /// Calls the scripted coordinator forgets everybody after: one heartbeat's worth.
+    pub forget_at_heartbeat: bool,
+}
+
+struct State {
+    script: Script,
+    known: BTreeSet<(String, u64)>,
+    reports: Vec<Report>,
+    seen: mpsc::UnboundedSender<Seen>,
+}
+
+#[derive(Clone)]
+struct Scripted(Arc<Mutex<State>>);
+
+impl Scripted {
+    fn is_known(&self, caller: &Sender) -> bool {
+        let state = self.0.lock().unwrap();
+        caller.generation.0 == state.script.generation
+            && state.known.contains(&(caller.worker.0.clone(), caller.session))
+    }
+}
+
+fn sender(caller: Option<wire::Caller>) -> Result<Sender, Status> {
+    Sender::try_from(caller).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+#[tonic::async_trait]
+impl wire::worker_service_server::WorkerService for Scripted {
+    async fn register(
+        &self,
+        request: Request<wire::RegisterRequest>,
+    ) -> Result<Response<wire::RegisterResponse>, Status> {
+        let caller = sender(request.into_inner().caller)?;
+        let mut state = self.0.lock().unwrap();
+        if let Some(why) = state.script.refuse {
+            return Err(Status::failed_precondition(why));
+        }
+        state.known.insert((caller.worker.0.clone(), caller.session));
+        let _ = state.seen.send(Seen::Registered(caller));
+        Ok(Response::new(wire::RegisterResponse {
+            generation: state.script.generation,
+            heartbeat_ms: 1,
+            poll_ms: 60_000,
+            run: "scripted".to_owned(),
+        }))
+    }
+
+    async fn poll(
+        &self,
+        request: Request<wire::PollRequest>,
+    ) -> Result<Response<wire::PollResponse>, Status> {
+        let caller = sender(request.into_inner().caller)?;
+        let known = self.is_known(&caller);
+        let (generation, assignment) = {
+            let mut state = self.0.lock().unwrap();
+            let _ = state.seen.send(Seen::Polled(caller.session));
+            let next = if known { state.script.assignments.pop_front() } else { None };
+            (state.script.generation, next)
+        };
+        if known && assignment.is_none() {
+            std::future::pending::<()>().await;
+        }
+        let assignment = assignment.as_ref().map(Into::into);
+        Ok(Response::new(wire::PollResponse { generation, assignment, unknown: !known }))
+    }
+
+    async fn report(
+        &self,
+        request: Request<wire::ReportRequest>,
+    ) -> Result<Response<wire::ReportResponse>, Status> {
+        let request = request.into_inner();
+        let known = self.is_known(&sender(request.caller)?);
+        let report = Report::try_from(request.report.unwrap_or_default())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let mut state = self.0.lock().unwrap();
+        let verdict = if !known {
+            wire::Verdict::Unknown
+        } else if state.reports.contains(&report) {
+            wire::Verdict::Duplicate
+        } else {
+            state.reports.push(report.clone());
+            let _ = state.seen.send(Seen::Reported(report));
+            wire::Verdict::Accepted
+        };
+        if known && state.script.lose_answers > 0 {
+            state.script.lose_answers -= 1;
+            return Err(Status::unavailable("the answer is lost"));
+        }
+        let generation = state.script.generation;
+        let (verdict, reason) = (verdict.into(), String::new());
+        Ok(Response::new(wire::ReportResponse { generation, verdict, reason }))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<wire::HeartbeatRequest>,
+    ) -> Result<Response<wire::HeartbeatResponse>, Status> {
+        let caller = sender(request.into_inner().caller)?;
+        {
+            let mut state = self.0.lock().unwrap();
+            if std::mem::take(&mut state.script.forget_at_heartbeat) {
+                state.known.clear();
+            }
+        }
+        let unknown = !self.is_known(&caller);
+        let state = self.0.lock().unwrap();
+        Ok(Response::new(wire::HeartbeatResponse {
+            generation: state.script.generation,
+            unknown,
+            abort_epoch: state.script.abort_epoch,
+        }))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<wire::LeaveRequest>,
+    ) -> Result<Response<wire::LeaveResponse>, Status> {
+        let state = self.0.lock().unwrap();
+        let _ = state.seen.send(Seen::Left(request.into_inner().reason));
+        Ok(Response::new(wire::LeaveResponse { generation: state.script.generation }))
+    }
+}
+
+/// A running coordinator.
+pub struct Coordinator {
+    pub address: SocketAddr,
+    pub seen: mpsc::UnboundedReceiver<Seen>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Coordinator {
+    /// Starts one on `address` (port 0: any).
+    pub async fn start(address: &str, script: Script) -> Coordinator {
+        let (tell, seen) = mpsc::unbounded_channel();
+        let state = State { script, known: BTreeSet::new(), reports: Vec::new(), seen: tell };
+        let service = Scripted(Arc::new(Mutex::new(state)));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (bound, address_of) = oneshot::channel();
+        let address = address.to_owned();
+        runtime.spawn(async move {
+            let server = server(&address).await.unwrap().with_worker(service).await;
+            bound.send(server.address()).unwrap();
+            server.serve(CancellationToken::new()).await.unwrap();
+        });
+        let address = address_of.await.unwrap();
+        Coordinator { address, seen, runtime: Some(runtime) }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Dies at once, with all its connections.
+    pub async fn crash(mut self) {
+        let runtime = self.runtime.take();
+        tokio::task::spawn_blocking(move || drop(runtime)).await.unwrap();
+    }
+
+    /// What it sees next, polls left out.
+    pub async fn sees(&mut self) -> Seen {
+        loop {
+            match self.seen.recv().await.unwrap() {
+                Seen::Polled(_) => {}
+                seen => return seen,
+            }
+        }
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
