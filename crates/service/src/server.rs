@@ -38,6 +38,7 @@ pub struct Server {
     incoming: TcpIncoming,
     address: SocketAddr,
     health: HealthReporter,
+    announced: Vec<&'static str>,
 }
 
 /// Listens on `address` (`HOST:PORT`; port 0: any free one) and builds a server with the standard
@@ -62,7 +63,7 @@ pub async fn server(address: &str) -> Result<Server, ServerError> {
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    Ok(Server { router, incoming, address: bound, health })
+    Ok(Server { router, incoming, address: bound, health, announced: vec![""] })
 }
 
 impl Server {
@@ -106,8 +107,9 @@ impl Server {
         self
     }
 
-    async fn announce<S: NamedService>(&self, _: &S) {
+    async fn announce<S: NamedService>(&mut self, _: &S) {
         self.health.set_serving::<S>().await;
+        self.announced.push(S::NAME);
     }
 
     /// Serves until `shutdown`; then health says so first, and calls in flight may finish.
@@ -117,16 +119,13 @@ impl Server {
     /// # Errors
     /// [`ServerError::Serve`] when accepting connections fails.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), ServerError> {
-        let health = self.health.clone();
+        let (health, announced) = (self.health, self.announced);
         let told = async move {
             shutdown.cancelled().await;
-            let state = tonic_health::ServingStatus::NotServing;
-            health.set_service_status("", state).await;
-            health.set_service_status(WORKER, state).await;
+            for name in announced {
+                health.set_service_status(name, tonic_health::ServingStatus::NotServing).await;
+            }
         };
         Ok(self.router.serve_with_incoming_shutdown(self.incoming, told).await?)
     }
 }
-
-/// The worker service's full name, for health checks.
-pub const WORKER: &str = duet_proto::v1::worker_service_server::SERVICE_NAME;
