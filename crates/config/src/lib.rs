@@ -1,1 +1,31 @@
-//! Skeleton.
+//! The configuration of a run: TOML read in layers, checked as a whole, immutable afterwards.
+//!
+//! ```text
+//! preset  <  file  <  environment (DUET__SECTION__KEY=value)  <  --set section.key=value
+//! ```
+//! Every key has one meaning and every default is stated at its field. A wrong key, type, value or
+//! combination is an error that names the key and the fix, and all of them are found at once.
+//! Relative paths in a configuration are relative to the current directory of the process.
+#![forbid(unsafe_code)]
+
+mod check;
+mod digest;
+mod error;
+mod layers;
+mod presets;
+pub mod prompts;
+mod raw;
+mod sections;
+mod spec;
+
+pub use error::{ConfigError, Problem};
+pub use presets::PRESETS;
+pub use raw::{
+    Advantages, Failure, Schedule as RawSchedule, ScheduleKind, Window as RawWindow, WindowKind,
+};
+pub use sections::{
+    Aggregation, Bootstrap, Branch, COMPONENTS, Checkpoint, Coordinator, Data, Device, Dit, DitKl,
+    DitObjective, Dtype, Evaluation, HttpScorer, KlEstimator, Llm, LlmObjective, Lora, Model,
+    Optimizer, Reward, Rollout, Run, Sampler, Scorer, Security, Tls, Trainer, Workers,
+};
+pub use spec::Config;

@@ -1,6 +1,7 @@
 //! Every key of a run's store. Other programs depend on them, so they are written nowhere else.
 //!
 //! ```text
+//! run.json                                        whose run this is; created once, first
 //! journal/generations/00000001                    who took the journal over; never deleted
 //! journal/segments/000000000001                   numbered, created once
 //! journal/snapshots/000000000042                  the state after that segment
@@ -13,6 +14,8 @@
 
 use duet_core::{Attempt, PolicyVersion, Rank, SubtreeId, TrainerEpoch, TreeId};
 
+/// Whose run the store holds: created once, before anything else.
+pub const RUN: &str = "run.json";
 /// Prefix of the run's journal.
 pub const JOURNAL: &str = "journal";
 /// Prefix of sampled traces and rendered images.
@@ -68,6 +71,12 @@ pub fn render(subtree: SubtreeId, attempt: Attempt) -> String {
 /// Published weights of a branch, as the trainer group `epoch` computed them.
 pub fn weights(version: PolicyVersion, branch: Branch, epoch: TrainerEpoch) -> String {
     format!("{WEIGHTS}/v{:08}/{}-e{}.safetensors", version.0, branch.as_str(), epoch.0)
+}
+
+/// The version that a weight file's key belongs to.
+pub fn weights_version(key: &str) -> Option<PolicyVersion> {
+    let (number, _) = key.strip_prefix(WEIGHTS)?.strip_prefix("/v")?.split_once('/')?;
+    (number.len() == 8).then(|| number.parse().ok()).flatten().map(PolicyVersion)
 }
 
 /// Folder of a checkpoint.
@@ -183,6 +192,9 @@ mod tests {
         assert_eq!(checkpoint_version(&shard(version, Rank(0), 1, TrainerEpoch(1))), Some(version));
         assert_eq!(manifest_version("checkpoints/step-0000000x/manifest.json"), None);
         assert_eq!(manifest_version(&shard(version, Rank(0), 1, TrainerEpoch(1))), None);
+        let weights = weights(version, Branch::Llm, TrainerEpoch(1));
+        assert_eq!(weights_version(&weights), Some(version));
+        assert_eq!(weights_version(&manifest(version)), None);
         assert_eq!(table_iteration("leaves", &table("leaves", 9)), Some(9));
         assert_eq!(number(&segment(JOURNAL, 77)), Some(77));
         assert_eq!(number("journal/segments/x1"), None);

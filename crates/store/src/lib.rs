@@ -27,7 +27,7 @@ pub mod store;
 
 pub use artifacts::Artifacts;
 pub use blocking::BlockingStore;
-pub use checkpoint::{Checkpoints, Manifest};
+pub use checkpoint::{Checkpoints, Found, Manifest};
 pub use error::{Result, StoreError};
 pub use journal::{Journal, JournalError, Opened};
 //LINEAGE

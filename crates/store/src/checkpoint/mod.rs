@@ -96,7 +96,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// What can happen to any operation.
-    pub async fn newest(&self) -> Result<Option<Found>> {
+    pub async fn newest_found(&self) -> Result<Option<Found>> {
         for version in self.list().await?.into_iter().rev() {
             let found = match self.at(version).await {
                 Ok(found) => self.check_present(&found.manifest).await.map(|()| found),
@@ -128,6 +128,14 @@ impl Checkpoints {
             .try_collect()
             .await?;
         Ok(sizes.into_iter().sum())
+    }
+
+    /// As [`Checkpoints::newest_found`], without the reference.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn newest(&self) -> Result<Option<Manifest>> {
+        Ok(self.newest_found().await?.map(|found| found.manifest))
     }
 
     async fn check_present(&self, manifest: &Manifest) -> Result<()> {

@@ -238,6 +238,23 @@ impl Journal {
     }
 }
 
+/// Cuts records into batches that [`Journal::append`] takes, in order. A record that is too large by
+/// itself stays in a batch of its own, which is refused.
+pub fn batches(records: &[Vec<u8>]) -> impl Iterator<Item = &[Vec<u8>]> {
+    let mut rest = records;
+    std::iter::from_fn(move || {
+        let mut bytes = segment::HEADER;
+        let fits = |record: &&Vec<u8>| {
+            bytes += record.len() + 8;
+            bytes <= MAX_SEGMENT
+        };
+        let fitting = rest.iter().take(MAX_RECORDS).take_while(fits).count();
+        let (batch, after) = rest.split_at(fitting.max(1).min(rest.len()));
+        rest = after;
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
 /// Sixteen bytes that no other writer has: process, moment and a count within the process.
 fn salt() -> [u8; 16] {
     use std::sync::atomic::{AtomicU64, Ordering};
