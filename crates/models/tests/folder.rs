@@ -110,7 +110,7 @@ fn broken_folders_are_refused_by_name() {
     let refused = |break_it: &dyn Fn(&Path), words: &[&str]| {
         let folder = saved();
         break_it(folder.path());
-        let error = Pipeline::load(folder.path()).err().expect("loads").to_string();
+        let error = Pipeline::load(folder.path()).expect_err("loads").to_string();
         for word in words {
             assert!(error.contains(word), "`{error}` does not name `{word}`");
         }

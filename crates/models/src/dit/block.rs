@@ -255,15 +255,16 @@ impl Block {
             shared.keys,
             false,
         );
-        let out = out.transpose(1, 2).flatten(2, 3);
+        // Cut before flattening: flattening copies, and linear layers are slow on what is not whole.
+        let part =
+            |start: i64, length: i64| out.narrow(2, start, length).transpose(1, 2).flatten(2, 3);
         if last {
-            return (self.image.finish(image, &out, &mods.image), text.shallow_clone());
+            let image_out = part(0, total - text_len);
+            return (self.image.finish(image, &image_out, &mods.image), text.shallow_clone());
         }
-        let text_out = out.narrow(1, 0, text_len);
-        let image_out = out.narrow(1, text_len, total - text_len);
         (
-            self.image.finish(image, &image_out, &mods.image),
-            self.text.finish(text, &text_out, &mods.text),
+            self.image.finish(image, &part(text_len, total - text_len), &mods.image),
+            self.text.finish(text, &part(0, text_len), &mods.text),
         )
     }
 }

@@ -99,9 +99,9 @@ pub fn dit_loss(loss: &DitLoss, batch: &DitBatch<'_>, terms: f64) -> Result<Loss
         if let (Some(kl), Some(reference)) = (loss.kl, batch.reference_means) {
             let (penalty, coefficient) = divergence(kl, c, mean, &reference[index]);
             *metrics.entry("kl").or_insert(0.0) += share(&penalty.detach(), &weights);
-            per_leaf = per_leaf + penalty * coefficient;
+            per_leaf = penalty * coefficient + per_leaf;
         }
-        total = total + (per_leaf * &weights).sum(Kind::Float);
+        total = (per_leaf * &weights).sum(Kind::Float) + total;
     }
     Ok(Loss { value: total, metrics })
 }

@@ -145,13 +145,13 @@ pub fn llm_loss(loss: &LlmLoss, batch: &LlmBatch<'_>, totals: LlmTotals) -> Resu
     let mut per_token = objective(loss.objective, batch, &delta, &advantage);
     if let (Some(cap), Some(rollout)) = (loss.importance_cap, batch.rollout) {
         let gap = (batch.old - rollout).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO);
-        per_token = per_token * gap.exp().clamp_max(cap).detach();
+        per_token = gap.exp().clamp_max(cap).detach() * per_token;
     }
     let mut metrics = watch(loss.objective, &delta.detach(), &advantage, &counts);
     if let (Some(kl), Some(reference)) = (loss.kl, batch.reference) {
         let penalty = divergence(kl, new, reference);
         metrics.insert("kl", share(&penalty.detach(), &counts));
-        per_token = per_token + penalty * kl.coefficient;
+        per_token = penalty * kl.coefficient + per_token;
     }
     if let Some(entropy) = &batch.new.entropy {
         metrics.insert("entropy", share(entropy, &counts));

@@ -76,7 +76,7 @@ pub fn nft_loss(loss: &NftLoss, batch: &NftBatch<'_>, terms: f64) -> Result<Loss
     if let Some(reference) = batch.reference.filter(|_| loss.kl != 0.0) {
         let gap = mean_square(&(batch.new - reference.detach()));
         metrics.insert("kl", share(&gap.detach(), &weights));
-        per_sample = per_sample + gap * loss.kl;
+        per_sample = gap * loss.kl + per_sample;
     }
     Ok(Loss { value: (per_sample * weights).sum(Kind::Float), metrics })
 }
