@@ -73,7 +73,9 @@ impl Panel {
         for scorer in &mut self.scorers {
             let components = scorer.components();
             let answer = scorer.score(job);
-            for (leaf, scores) in complete(&components, job.leaves(), answer).into_iter().enumerate() {
+            for (leaf, scores) in
+                complete(&components, job.leaves(), answer).into_iter().enumerate()
+            {
                 all[leaf].extend(scores);
             }
         }

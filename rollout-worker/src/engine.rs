@@ -116,15 +116,7 @@ impl Engine {
         let dit_adapter = adapters.dit.map(attach).transpose()?;
         let policies = Policies::new(versions);
         let negative = None;
-        Ok(Engine {
-            pipeline,
-            template,
-            sampling,
-            policies,
-            llm_adapter,
-            dit_adapter,
-            negative,
-        })
+        Ok(Engine { pipeline, template, sampling, policies, llm_adapter, dit_adapter, negative })
     }
 
     /// The models.
@@ -168,9 +160,7 @@ impl Engine {
     /// # Errors
     /// The template or the tokenizer refuses.
     pub fn question(&self, prompt: &str) -> Result<Vec<i64>, ModelError> {
-        self.pipeline
-            .tokenizer
-            .encode(&self.template.render(prompt)?)
+        self.pipeline.tokenizer.encode(&self.template.render(prompt)?)
     }
 
     /// Samples `traces` traces of `question` in one batch and encodes their refined prompts, with
@@ -197,10 +187,7 @@ impl Engine {
             .map(|answer| tokenizer.decode(&answer.tokens))
             .collect::<Result<Vec<_>, _>>()?;
         let answers: Vec<_> = texts.iter().map(|text| extract(text)).collect();
-        let refined: Vec<&str> = answers
-            .iter()
-            .map(|answer| answer.refined.as_str())
-            .collect();
+        let refined: Vec<&str> = answers.iter().map(|answer| answer.refined.as_str()).collect();
         let embeds = self.embedder()?.embed_many(&refined)?;
         let parts = sampled.into_iter().zip(texts).zip(answers).zip(embeds);
         let thoughts = parts.map(|(((sampled, text), answer), embeds)| Thought {
@@ -229,36 +216,31 @@ impl Engine {
         self.activate(weights)?;
         let question = self.question(prompt)?;
         let thoughts = self.think(&question, traces, seed)?;
-        let answers: Vec<Vec<i64>> = thoughts
-            .iter()
-            .map(|thought| thought.tokens.clone())
-            .collect();
+        let answers: Vec<Vec<i64>> =
+            thoughts.iter().map(|thought| thought.tokens.clone()).collect();
         let log_probs = tch::no_grad(|| {
             let temperature = self.sampling.temperature;
             token_log_probs(&self.pipeline.lm, &question, &answers, temperature, false)
         })?;
         let negative = self.negative()?;
-        let stored = thoughts
-            .into_iter()
-            .zip(log_probs.split())
-            .map(|(thought, log_probs)| {
-                let tokens = [question.as_slice(), thought.tokens.as_slice()].concat();
-                let artifact = ThinkArtifact {
-                    tokens: Tensor::from_slice(&tokens),
-                    prompt_len: question.len(),
-                    log_probs,
-                    embeds: thought.embeds.to_kind(tch::Kind::Float),
-                    negative_embeds: negative.to_kind(tch::Kind::Float),
-                };
-                Ok(StoredThought {
-                    artifact: artifact.encode()?,
-                    text: thought.text,
-                    refined_prompt: thought.refined_prompt,
-                    well_formed: thought.well_formed,
-                    tokens: thought.tokens.len() as u32,
-                    finish: thought.finish,
-                })
-            });
+        let stored = thoughts.into_iter().zip(log_probs.split()).map(|(thought, log_probs)| {
+            let tokens = [question.as_slice(), thought.tokens.as_slice()].concat();
+            let artifact = ThinkArtifact {
+                tokens: Tensor::from_slice(&tokens),
+                prompt_len: question.len(),
+                log_probs,
+                embeds: thought.embeds.to_kind(tch::Kind::Float),
+                negative_embeds: negative.to_kind(tch::Kind::Float),
+            };
+            Ok(StoredThought {
+                artifact: artifact.encode()?,
+                text: thought.text,
+                refined_prompt: thought.refined_prompt,
+                well_formed: thought.well_formed,
+                tokens: thought.tokens.len() as u32,
+                finish: thought.finish,
+            })
+        });
         stored.collect()
     }
 
@@ -274,18 +256,8 @@ impl Engine {
         seed: &Seed,
     ) -> Result<Rendered, ModelError> {
         let negative = self.negative()?;
-        let condition = Condition {
-            embeds,
-            negative: Some(&negative),
-        };
-        render(
-            &self.pipeline,
-            condition,
-            leaves,
-            window,
-            seed,
-            &self.sampling.render,
-        )
+        let condition = Condition { embeds, negative: Some(&negative) };
+        render(&self.pipeline, condition, leaves, window, seed, &self.sampling.render)
     }
 
     /// A render lease: samples the leaves of a stored trace with a policy version. Returns the
@@ -304,10 +276,7 @@ impl Engine {
         self.activate(weights)?;
         let device = self.pipeline.lm.device();
         let trace = ThinkArtifact::decode(label, trace, device)?;
-        let condition = Condition {
-            embeds: &trace.embeds,
-            negative: Some(&trace.negative_embeds),
-        };
+        let condition = Condition { embeds: &trace.embeds, negative: Some(&trace.negative_embeds) };
         let options = &self.sampling.render;
         let rendered = render(&self.pipeline, condition, leaves, window, seed, options)?;
         let artifact = RenderArtifact {

@@ -46,6 +46,9 @@ pub enum WorkError {
     /// The artifact store refused.
     #[error("{0}")]
     Store(String),
+    /// A lease that is none for this worker.
+    #[error("{0}")]
+    Refused(String),
 }
 
 impl WorkError {
@@ -58,6 +61,7 @@ impl WorkError {
             WorkError::Artifact(_) | WorkError::Weights(_) | WorkError::Store(_) => "artifact",
             WorkError::Model(_) | WorkError::Device(_) => "model",
             WorkError::NotHeld(_) | WorkError::OtherPolicy { .. } => "policy",
+            WorkError::Refused(_) => "protocol",
         }
     }
 }

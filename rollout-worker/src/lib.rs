@@ -8,10 +8,14 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+mod desk;
 pub mod engine;
 pub mod error;
 pub mod evaluate;
+pub mod failure;
 pub mod load;
 pub mod picture;
 pub mod policies;
+pub mod run;
 pub mod sample;
+pub mod serve;

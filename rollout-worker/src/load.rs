@@ -62,33 +62,15 @@ fn weights(args: &SamplingArgs) -> Result<Option<(Weights, WeightFiles)>, ModelE
         let read = |path| std::fs::read(path).map_err(|error| ModelError::io(path, error));
         path.as_ref().map(read).transpose()
     };
-    let files = WeightFiles {
-        llm: read(&args.llm_weights)?,
-        dit: read(&args.dit_weights)?,
-    };
+    let files = WeightFiles { llm: read(&args.llm_weights)?, dit: read(&args.dit_weights)? };
     let named = |path: &Option<std::path::PathBuf>, bytes: &Option<Vec<u8>>| {
         let (path, bytes) = (path.as_ref()?, bytes.as_ref()?);
         let (digest, key) = (Digest::of(bytes), path.display().to_string());
-        Some(ArtifactRef {
-            key,
-            digest,
-            bytes: bytes.len() as u64,
-        })
+        Some(ArtifactRef { key, digest, bytes: bytes.len() as u64 })
     };
-    let (llm, dit) = (
-        named(&args.llm_weights, &files.llm),
-        named(&args.dit_weights, &files.dit),
-    );
+    let (llm, dit) = (named(&args.llm_weights, &files.llm), named(&args.dit_weights, &files.dit));
     let Some(digest) = llm.as_ref().or(dit.as_ref()).map(|file| file.digest) else {
         return Ok(None);
     };
-    Ok(Some((
-        Weights {
-            version: PolicyVersion(1),
-            llm,
-            dit,
-            digest,
-        },
-        files,
-    )))
+    Ok(Some((Weights { version: PolicyVersion(1), llm, dit, digest }, files)))
 }

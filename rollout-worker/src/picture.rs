@@ -65,16 +65,12 @@ impl Picture {
     /// # Errors
     /// [`PictureError`] when it cannot be encoded or written; then the place is as it was.
     pub fn save(&self, path: &Path) -> Result<(), PictureError> {
-        let bytes = self.encode().map_err(|source| PictureError::Encode {
-            path: path.to_owned(),
-            source,
-        })?;
+        let bytes = self
+            .encode()
+            .map_err(|source| PictureError::Encode { path: path.to_owned(), source })?;
         let beside = path.with_extension("partial");
         let moved = std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, path));
-        moved.map_err(|source| PictureError::Io {
-            path: path.to_owned(),
-            source,
-        })
+        moved.map_err(|source| PictureError::Io { path: path.to_owned(), source })
     }
 }
 
@@ -83,10 +79,7 @@ mod tests {
     use super::*;
 
     fn picture() -> Picture {
-        let texts = [
-            ("prompt", "três pássaros"),
-            ("trace", "3 is 三\nRevised Prompt:\nA red 3."),
-        ];
+        let texts = [("prompt", "três pássaros"), ("trace", "3 is 三\nRevised Prompt:\nA red 3.")];
         Picture {
             width: 3,
             height: 2,
@@ -99,9 +92,7 @@ mod tests {
     fn pixels_and_texts_come_back() {
         let bytes = picture().encode().unwrap();
         assert_eq!(bytes, picture().encode().unwrap());
-        let mut reader = png::Decoder::new(std::io::Cursor::new(bytes))
-            .read_info()
-            .unwrap();
+        let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
         let mut pixels = vec![0; 18];
         reader.next_frame(&mut pixels).unwrap();
         reader.finish().unwrap();
@@ -115,19 +106,10 @@ mod tests {
     fn too_few_pixels_are_an_error_and_leave_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.png");
-        let short = Picture {
-            pixels: vec![0; 5],
-            ..picture()
-        };
+        let short = Picture { pixels: vec![0; 5], ..picture() };
         assert!(short.save(&path).unwrap_err().to_string().contains("a.png"));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         let nowhere = folder.path().join("no/such/a.png");
-        assert!(
-            picture()
-                .save(&nowhere)
-                .unwrap_err()
-                .to_string()
-                .contains("no/such/a.png")
-        );
+        assert!(picture().save(&nowhere).unwrap_err().to_string().contains("no/such/a.png"));
     }
 }

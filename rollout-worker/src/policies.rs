@@ -66,10 +66,7 @@ impl Policies {
     /// Whether `weights` can be activated without its files.
     pub fn holds(&self, weights: &Weights) -> bool {
         let base = weights.llm.is_none() && weights.dit.is_none();
-        base || self
-            .held
-            .get(&weights.version)
-            .is_some_and(|held| held.digest == weights.digest)
+        base || self.held.get(&weights.version).is_some_and(|held| held.digest == weights.digest)
     }
 
     /// Takes a version in, after checking that it fits the models and is finite.
@@ -116,11 +113,7 @@ impl Policies {
             _ if weights.llm.is_none() && weights.dit.is_none() => (&none, &none),
             Some(held) if held.digest != weights.digest => {
                 let (held, asked) = (held.digest, weights.digest);
-                return Err(WorkError::OtherPolicy {
-                    version: weights.version,
-                    held,
-                    asked,
-                });
+                return Err(WorkError::OtherPolicy { version: weights.version, held, asked });
             }
             Some(held) => (&held.llm, &held.dit),
             None => return Err(WorkError::NotHeld(weights.version)),
@@ -146,13 +139,7 @@ fn read(label: &str, data: Vec<u8>, params: &ParamSet) -> Result<Tensors, WorkEr
             Some(want) if want == got => {}
             Some(want) => {
                 let name = name.clone();
-                return Err(ModelError::WrongShape {
-                    origin,
-                    name,
-                    got,
-                    want,
-                }
-                .into());
+                return Err(ModelError::WrongShape { origin, name, got, want }.into());
             }
             None => {
                 let reason = format!("{origin}: tensor `{name}` is not part of this model");
@@ -171,9 +158,7 @@ fn switch(params: &ParamSet, base: &mut Tensors, new: &Tensors) -> Result<(), Wo
         }
     }
     let back = base.iter().filter(|(name, _)| !new.contains_key(*name));
-    let all = back
-        .chain(new)
-        .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
+    let all = back.chain(new).map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
     params.assign(&all.collect(), "a policy version")?;
     Ok(())
 }

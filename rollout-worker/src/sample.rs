@@ -34,10 +34,7 @@ pub fn sample(args: &SampleArgs, mut say: impl FnMut(&str)) -> Result<(), Sample
     let mut engine = load::engine(&args.model, &args.sampling)?;
     let seed = Seed::root(args.seed);
     let mut texts = vec![
-        (
-            "Software".to_owned(),
-            concat!("Duet ", env!("CARGO_PKG_VERSION")).to_owned(),
-        ),
+        ("Software".to_owned(), concat!("Duet ", env!("CARGO_PKG_VERSION")).to_owned()),
         ("prompt".to_owned(), args.prompt.clone()),
         ("seed".to_owned(), args.seed.to_string()),
     ];
@@ -48,9 +45,7 @@ pub fn sample(args: &SampleArgs, mut say: impl FnMut(&str)) -> Result<(), Sample
         let question = engine.question(&args.prompt)?;
         let thoughts = engine.think(&question, 1, &seed)?;
         let Some(thought) = thoughts.into_iter().next() else {
-            return Err(
-                duet_models::ModelError::BadInput("no trace was sampled".to_owned()).into(),
-            );
+            return Err(duet_models::ModelError::BadInput("no trace was sampled".to_owned()).into());
         };
         say(&format!("{}\n", thought.text.trim()));
         texts.push(("trace".to_owned(), thought.text));
@@ -81,10 +76,5 @@ pub fn picture(
 ) -> Result<Picture, duet_models::ModelError> {
     let image = images.select(0, index as i64);
     let (height, width) = (image.size()[0] as u32, image.size()[1] as u32);
-    Ok(Picture {
-        width,
-        height,
-        pixels: duet_torch::bytes::to_bytes(&image)?,
-        texts,
-    })
+    Ok(Picture { width, height, pixels: duet_torch::bytes::to_bytes(&image)?, texts })
 }

@@ -15,14 +15,8 @@ struct Fixed;
 impl Judge for Fixed {
     fn see(&self, images: &Tensor) -> Result<Vec<Subject>, String> {
         let see = |k| match k {
-            0 => Subject {
-                digit: 4,
-                colour: "green".to_owned(),
-            },
-            _ => Subject {
-                digit: 7,
-                colour: "red".to_owned(),
-            },
+            0 => Subject { digit: 4, colour: "green".to_owned() },
+            _ => Subject { digit: 7, colour: "red".to_owned() },
         };
         Ok((0..images.size()[0]).map(see).collect())
     }
@@ -43,11 +37,7 @@ fn rows() -> Vec<PromptRow> {
 }
 
 fn options(think: bool) -> Options {
-    Options {
-        seed: 3,
-        think,
-        images_per_prompt: 2,
-    }
+    Options { seed: 3, think, images_per_prompt: 2 }
 }
 
 /// Names and contents of all files below a folder.
@@ -72,15 +62,8 @@ fn without_thinking_the_raw_prompt_is_drawn_and_judged() {
     let mut engine = engine(Adapters::default());
     let done = &mut Vec::new();
     let tell = |n| done.push(n);
-    let got = evaluate(
-        &mut engine,
-        Some(&Fixed),
-        &rows(),
-        &options(false),
-        out.path(),
-        tell,
-    )
-    .unwrap();
+    let got =
+        evaluate(&mut engine, Some(&Fixed), &rows(), &options(false), out.path(), tell).unwrap();
     assert_eq!(*done, [1, 2, 3]);
     assert_eq!(got.totals.prompts, 3);
     assert_eq!(got.totals.images, 6);
@@ -96,11 +79,8 @@ fn without_thinking_the_raw_prompt_is_drawn_and_judged() {
 
 #[test]
 fn a_second_evaluation_writes_the_same_bytes_and_prompts_do_not_depend_on_each_other() {
-    let (a, b, c) = (
-        tempfile::tempdir().unwrap(),
-        tempfile::tempdir().unwrap(),
-        tempfile::tempdir().unwrap(),
-    );
+    let (a, b, c) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let run = |rows: &[PromptRow], out: &Path| {
         let mut engine = engine(Adapters::default());
         evaluate(&mut engine, Some(&Fixed), rows, &options(true), out, |_| ()).unwrap()
@@ -119,23 +99,10 @@ fn a_second_evaluation_writes_the_same_bytes_and_prompts_do_not_depend_on_each_o
 fn without_a_judge_there_are_images_and_no_verdicts() {
     let out = tempfile::tempdir().unwrap();
     let mut engine = engine(Adapters::default());
-    let got = evaluate(
-        &mut engine,
-        None,
-        &rows(),
-        &options(false),
-        out.path(),
-        |_| (),
-    )
-    .unwrap();
+    let got = evaluate(&mut engine, None, &rows(), &options(false), out.path(), |_| ()).unwrap();
     assert_eq!(got.totals.semantic_accuracy, None);
     assert_eq!(got.totals.trace_accuracy, Some(0.5));
-    assert!(
-        got.prompts
-            .iter()
-            .flat_map(|p| &p.images)
-            .all(|i| i.render.is_none())
-    );
+    assert!(got.prompts.iter().flat_map(|p| &p.images).all(|i| i.render.is_none()));
 }
 
 #[test]

@@ -20,18 +20,12 @@ const WINDOW: Window = Window { start: 1, len: 2 };
 /// All bytes that a tree's leases leave under a policy.
 fn tree(engine: &mut Engine, weights: &Weights) -> Vec<Vec<u8>> {
     let seed = Seed::root(5);
-    let thoughts = engine
-        .think_lease(weights, "The number after three", 3, &seed)
-        .unwrap();
+    let thoughts = engine.think_lease(weights, "The number after three", 3, &seed).unwrap();
     let mut left: Vec<Vec<u8>> = thoughts.iter().map(|t| t.artifact.clone()).collect();
     for (j, thought) in thoughts.iter().enumerate() {
         let seed = seed.derive(Purpose::InitialNoise, &[j as u64]);
         let trace = ("trace", thought.artifact.clone());
-        left.push(
-            engine
-                .render_lease(weights, trace, 2, WINDOW, &seed)
-                .unwrap(),
-        );
+        left.push(engine.render_lease(weights, trace, 2, WINDOW, &seed).unwrap());
     }
     left
 }
@@ -43,10 +37,7 @@ fn digest(left: &[Vec<u8>]) -> Digest {
 /// A policy whose DiT and LLM differ from the base model's by a little.
 fn shifted(engine: &Engine, version: u64, by: f64) -> (Weights, WeightFiles) {
     let shift = |params: &duet_models::params::ParamSet| {
-        let all = params
-            .iter()
-            .map(|(name, t)| (name.to_owned(), t + by))
-            .collect();
+        let all = params.iter().map(|(name, t)| (name.to_owned(), t + by)).collect();
         encode(&all, &Default::default()).unwrap()
     };
     let pipeline = engine.pipeline();
@@ -56,23 +47,11 @@ fn shifted(engine: &Engine, version: u64, by: f64) -> (Weights, WeightFiles) {
     };
     let of = |bytes: &Option<Vec<u8>>| {
         let bytes = bytes.as_ref()?;
-        Some(ArtifactRef {
-            key: "w".to_owned(),
-            digest: Digest::of(bytes),
-            bytes: 1,
-        })
+        Some(ArtifactRef { key: "w".to_owned(), digest: Digest::of(bytes), bytes: 1 })
     };
     let (llm, dit) = (of(&files.llm), of(&files.dit));
     let digest = Digest::of(&version.to_le_bytes());
-    (
-        Weights {
-            version: PolicyVersion(version),
-            llm,
-            dit,
-            digest,
-        },
-        files,
-    )
+    (Weights { version: PolicyVersion(version), llm, dit, digest }, files)
 }
 
 #[test]
@@ -88,10 +67,7 @@ fn a_lease_done_twice_leaves_the_same_bytes() {
 #[test]
 #[ignore = "run by a_lease_done_by_another_process_leaves_the_same_bytes"]
 fn print_the_digest() {
-    println!(
-        "digest={}",
-        digest(&tree(&mut engine(Adapters::default()), &base()))
-    );
+    println!("digest={}", digest(&tree(&mut engine(Adapters::default()), &base())));
 }
 
 #[test]
@@ -118,14 +94,8 @@ fn artifacts_hold_what_the_trainer_needs() {
     assert_eq!(think.negative_embeds.size(), [6, 32]);
     let render = RenderArtifact::decode("render", left[3].clone(), Device::Cpu).unwrap();
     assert_eq!(render.latents.size(), [2, 3, 12, 16]);
-    assert_eq!(
-        (render.log_probs.size(), render.window_start),
-        (vec![2, 2], 1)
-    );
-    assert_eq!(
-        (render.images.size(), render.images.kind()),
-        (vec![2, 24, 32, 3], Kind::Uint8)
-    );
+    assert_eq!((render.log_probs.size(), render.window_start), (vec![2, 2], 1));
+    assert_eq!((render.images.size(), render.images.kind()), (vec![2, 24, 32, 3], Kind::Uint8));
 }
 
 /// A version gives the same model whatever was active before it, the base model too.
@@ -153,9 +123,7 @@ fn policies_do_not_leak_into_each_other() {
 
     // Two are kept: the oldest is gone, and can come back.
     assert!(!engine.holds(&one) && engine.holds(&two) && engine.holds(&base()));
-    let lost = engine
-        .think_lease(&one, "x", 1, &Seed::root(1))
-        .unwrap_err();
+    let lost = engine.think_lease(&one, "x", 1, &Seed::root(1)).unwrap_err();
     assert!(matches!(lost, WorkError::NotHeld(PolicyVersion(1))));
     engine.hold(&one, one_files).unwrap();
     assert_eq!(lost.kind(), "policy");
@@ -169,44 +137,17 @@ fn an_adapter_is_a_policy_too() {
         targets: vec!["attn.to_q".to_owned(), "img_mlp.net.2".to_owned()],
     };
     let plain = tree(&mut engine(Adapters::default()), &base());
-    let mut engine = engine(Adapters {
-        llm: None,
-        dit: Some(config.clone()),
-    });
-    assert_eq!(
-        tree(&mut engine, &base()),
-        plain,
-        "an adapter that is not trained changes nothing"
-    );
+    let mut engine = engine(Adapters { llm: None, dit: Some(config.clone()) });
+    assert_eq!(tree(&mut engine, &base()), plain, "an adapter that is not trained changes nothing");
 
     let mut other = common::pipeline();
     let lora = duet_models::lora::Lora::attach(&mut other.dit, config, &Seed::root(8)).unwrap();
-    let trained = lora
-        .params()
-        .iter()
-        .map(|(name, t)| (name.to_owned(), t + 0.1))
-        .collect();
+    let trained = lora.params().iter().map(|(name, t)| (name.to_owned(), t + 0.1)).collect();
     let bytes = encode(&trained, &Default::default()).unwrap();
-    let dit = ArtifactRef {
-        key: "w".to_owned(),
-        digest: Digest::of(&bytes),
-        bytes: 1,
-    };
-    let weights = Weights {
-        version: PolicyVersion(1),
-        llm: None,
-        dit: Some(dit),
-        digest: Digest::of(b"1"),
-    };
-    engine
-        .hold(
-            &weights,
-            WeightFiles {
-                llm: None,
-                dit: Some(bytes),
-            },
-        )
-        .unwrap();
+    let dit = ArtifactRef { key: "w".to_owned(), digest: Digest::of(&bytes), bytes: 1 };
+    let weights =
+        Weights { version: PolicyVersion(1), llm: None, dit: Some(dit), digest: Digest::of(b"1") };
+    engine.hold(&weights, WeightFiles { llm: None, dit: Some(bytes) }).unwrap();
     let at_one = tree(&mut engine, &weights);
     assert_eq!(at_one[..3], plain[..3]);
     assert_ne!(at_one[3..], plain[3..]);
@@ -218,32 +159,18 @@ fn weights_that_do_not_fit_are_refused_and_change_nothing() {
     let mut engine = engine(Adapters::default());
     let before = tree(&mut engine, &base());
     let (one, files) = shifted(&engine, 1, 0.02);
-    let cut = WeightFiles {
-        llm: files.llm.clone().map(|mut b| b.split_off(9)),
-        dit: None,
-    };
+    let cut = WeightFiles { llm: files.llm.clone().map(|mut b| b.split_off(9)), dit: None };
     assert_eq!(engine.hold(&one, cut).unwrap_err().kind(), "artifact");
-    let swapped = WeightFiles {
-        llm: files.dit.clone(),
-        dit: files.llm.clone(),
-    };
+    let swapped = WeightFiles { llm: files.dit.clone(), dit: files.llm.clone() };
     let error = engine.hold(&one, swapped).unwrap_err();
-    assert!(
-        error.to_string().contains("not part of this model"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("not part of this model"), "{error}");
     let (_, bad) = shifted(&engine, 1, f64::NAN);
     assert_eq!(engine.hold(&one, bad).unwrap_err().kind(), "non-finite");
     assert!(!engine.holds(&one));
 
     engine.hold(&one, files).unwrap();
-    let other = Weights {
-        digest: Digest::of(b"other"),
-        ..one
-    };
-    let error = engine
-        .think_lease(&other, "x", 1, &Seed::root(1))
-        .unwrap_err();
+    let other = Weights { digest: Digest::of(b"other"), ..one };
+    let error = engine.think_lease(&other, "x", 1, &Seed::root(1)).unwrap_err();
     assert!(matches!(error, WorkError::OtherPolicy { .. }), "{error}");
     assert_eq!(tree(&mut engine, &base()), before);
 }
@@ -252,9 +179,7 @@ fn weights_that_do_not_fit_are_refused_and_change_nothing() {
 fn a_broken_trace_is_an_artifact_failure() {
     let mut engine = engine(Adapters::default());
     let trace = ("i0/t0/think", b"not a file".to_vec());
-    let error = engine
-        .render_lease(&base(), trace, 2, WINDOW, &Seed::root(1))
-        .unwrap_err();
+    let error = engine.render_lease(&base(), trace, 2, WINDOW, &Seed::root(1)).unwrap_err();
     assert_eq!(error.kind(), "artifact");
     assert!(error.to_string().contains("i0/t0/think"), "{error}");
 }

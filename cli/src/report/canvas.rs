@@ -106,11 +106,7 @@ impl Type {
         let mut lines: Vec<String> = Vec::new();
         let mut line = String::new();
         for word in text.split_whitespace() {
-            let longer = if line.is_empty() {
-                word.to_owned()
-            } else {
-                format!("{line} {word}")
-            };
+            let longer = if line.is_empty() { word.to_owned() } else { format!("{line} {word}") };
             if fits(&longer) {
                 line = longer;
                 continue;
@@ -160,11 +156,7 @@ impl<'a> Canvas<'a> {
 
     /// A page that already has something on it.
     pub fn over(pixels: RgbImage, scale: f32, faces: &'a Type) -> Canvas<'a> {
-        Canvas {
-            pixels,
-            scale,
-            faces,
-        }
+        Canvas { pixels, scale, faces }
     }
 
     /// The finished picture.
@@ -238,12 +230,8 @@ impl<'a> Canvas<'a> {
             true => imageops::FilterType::Nearest,
             false => imageops::FilterType::Lanczos3,
         };
-        let fitted = imageops::resize(
-            picture,
-            size(picture.width()),
-            size(picture.height()),
-            filter,
-        );
+        let fitted =
+            imageops::resize(picture, size(picture.width()), size(picture.height()), filter);
         let left = self.px(x) + (room - i64::from(fitted.width())) / 2;
         let top = self.px(y) + (room - i64::from(fitted.height())) / 2;
         imageops::replace(&mut self.pixels, &fitted, left, top);
@@ -272,10 +260,8 @@ impl<'a> Canvas<'a> {
             if let Some(outline) = face.outline_glyph(glyph) {
                 let corner = outline.px_bounds().min;
                 outline.draw(|gx, gy, cover| {
-                    let (px, py) = (
-                        corner.x as i64 + i64::from(gx),
-                        corner.y as i64 + i64::from(gy),
-                    );
+                    let (px, py) =
+                        (corner.x as i64 + i64::from(gx), corner.y as i64 + i64::from(gy));
                     self.blend(px, py, colour, cover);
                 });
             }
@@ -295,11 +281,7 @@ mod tests {
         let text = "the number of legs a spider has, in the colour of a ripe lemon";
         let lines = faces.wrap(text, 12.0, Weight::Regular, 120.0, 99);
         assert!(lines.len() > 2);
-        assert!(
-            lines
-                .iter()
-                .all(|line| faces.width(line, 12.0, Weight::Regular) <= 120.0)
-        );
+        assert!(lines.iter().all(|line| faces.width(line, 12.0, Weight::Regular) <= 120.0));
         assert_eq!(lines.join(" "), text);
     }
 

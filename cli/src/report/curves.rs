@@ -1,116 +1,11 @@
 //! The picture of the learning curves: four panels, a smoothed line over each faint raw one.
 
 use super::canvas::{Canvas, Colour, Type, Weight, palette};
-use super::metrics::{Metrics, series};
+use super::metrics::Metrics;
+use super::panels::{Axis, Panel, Series, panels};
 use super::{ReportError, save_png};
 use image::RgbImage;
 use std::path::Path;
-
-/// One line of a panel.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Series {
-    /// Its name in the legend.
-    pub label: String,
-    /// `(iteration, value)`, by iteration.
-    pub points: Vec<(f64, f64)>,
-}
-
-/// How a panel's values are drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Axis {
-    /// Linear, fitted to the values.
-    Linear,
-    /// Linear from 0 to 1: shares.
-    Share,
-    /// Logarithmic; values that are not positive are left out.
-    Log,
-}
-
-/// One panel.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Panel {
-    /// Heading.
-    pub title: &'static str,
-    /// Vertical axis.
-    pub axis: Axis,
-    /// Its lines.
-    pub series: Vec<Series>,
-}
-
-/// The most lines of a panel: as many as there are colours.
-const MOST: usize = palette::SERIES.len();
-
-/// The four panels of a run.
-pub fn panels(metrics: &[Metrics]) -> [Panel; 4] {
-    let names: std::collections::BTreeSet<&str> = metrics
-        .iter()
-        .flat_map(|row| row.values.keys().map(String::as_str))
-        .collect();
-    let pick = |title, axis, choose: &dyn Fn(&str) -> Option<(u8, String)>| {
-        let mut found: Vec<(u8, String, &str)> = names
-            .iter()
-            .filter_map(|name| choose(name).map(|(rank, label)| (rank, label, *name)))
-            .collect();
-        found.sort();
-        let line = |(_, label, name)| Series {
-            label,
-            points: series(metrics, name),
-        };
-        Panel {
-            title,
-            axis,
-            series: found.into_iter().take(MOST).map(line).collect(),
-        }
-    };
-    [
-        pick("Reward by branch", Axis::Linear, &branch),
-        pick("Reward by component", Axis::Linear, &|name| {
-            let component = name.strip_prefix("rewards/")?.strip_suffix("/mean")?;
-            Some((0, component.replace('_', " ")))
-        }),
-        pick("Traces and groups", Axis::Share, &share),
-        pick("Optimisers", Axis::Log, &optimiser),
-    ]
-}
-
-fn branch(name: &str) -> Option<(u8, String)> {
-    let (rank, label) = match name {
-        "reward/llm" => (0, "LLM (mean over images)"),
-        "reward/dit" => (1, "DiT (per image)"),
-        "reward" => (2, "both"),
-        _ => return None,
-    };
-    Some((rank, label.to_owned()))
-}
-
-fn share(name: &str) -> Option<(u8, String)> {
-    let (rank, label) = match name {
-        _ if name.ends_with("well_formed") => (0, "well-formed traces"),
-        "completions/clipped_ratio" => (1, "cut off at the limit"),
-        "frac_reward_zero_std" => (2, "groups without spread"),
-        "frac_reward_zero_std/llm" => (3, "LLM groups without spread"),
-        "frac_reward_zero_std/dit" => (4, "DiT groups without spread"),
-        _ => return None,
-    };
-    Some((rank, label.to_owned()))
-}
-
-fn optimiser(name: &str) -> Option<(u8, String)> {
-    let parts: Vec<&str> = name.split('/').collect();
-    let (rank, what) = match () {
-        () if parts.contains(&"grad_norm") => (0, "gradient norm"),
-        () if parts.contains(&"kl") => (2, "KL"),
-        () if parts.contains(&"clip_ratio") && parts.contains(&"region_mean") => {
-            (4, "clipped share")
-        }
-        () => return None,
-    };
-    Some(match () {
-        () if parts.contains(&"llm") => (rank, format!("LLM {what}")),
-        () if parts.contains(&"dit") => (rank + 1, format!("DiT {what}")),
-        () => (rank, what.to_owned()),
-    })
-}
 
 /// An exponential moving average that does not start at zero (as TensorBoard smooths).
 pub fn smooth(points: &[(f64, f64)], weight: f64) -> Vec<(f64, f64)> {
@@ -137,10 +32,7 @@ fn weight(count: usize) -> f64 {
 fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     let rough = ((high - low) / count as f64).max(f64::MIN_POSITIVE);
     let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0]
-        .map(|m| m * power)
-        .into_iter()
-        .find(|s| *s >= rough * 0.999);
+    let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= rough * 0.999);
     let step = step.unwrap_or(10.0 * power);
     let first = (low / step - 1e-9).ceil() as i64;
     let last = (high / step + 1e-9).floor() as i64;
@@ -165,10 +57,7 @@ struct Frame {
 impl Frame {
     fn at(&self, (x, y): (f64, f64)) -> (f32, f32) {
         let part = |v: f64, (low, high): (f64, f64)| ((v - low) / (high - low)) as f32;
-        (
-            self.x + part(x, self.xs) * self.width,
-            self.y + (1.0 - part(y, self.ys)) * self.height,
-        )
+        (self.x + part(x, self.xs) * self.width, self.y + (1.0 - part(y, self.ys)) * self.height)
     }
 }
 
@@ -208,14 +97,7 @@ fn draw_panel(canvas: &mut Canvas<'_>, panel: &Panel, area: [f32; 4], faces: &Ty
     };
     if lines.is_empty() {
         let at = frame.at((0.5, 0.5));
-        canvas.text(
-            at.0 - 30.0,
-            at.1,
-            "no data yet",
-            11.0,
-            Weight::Regular,
-            palette::GREY,
-        );
+        canvas.text(at.0 - 30.0, at.1, "no data yet", 11.0, Weight::Regular, palette::GREY);
         return;
     }
     (frame.xs, frame.ys) = ranges(&lines, panel.axis);
@@ -243,26 +125,19 @@ fn usable(panel: &Panel) -> Vec<Series> {
         label: line.label.clone(),
         points: line.points.iter().filter_map(convert).collect(),
     });
-    lines
-        .filter(|line: &Series| !line.points.is_empty())
-        .collect()
+    lines.filter(|line: &Series| !line.points.is_empty()).collect()
 }
 
 fn ranges(lines: &[Series], axis: Axis) -> ((f64, f64), (f64, f64)) {
     let points = || lines.iter().flat_map(|line| line.points.iter());
     let span = |values: &mut dyn Iterator<Item = f64>| {
-        values.fold((f64::MAX, f64::MIN), |(low, high), v| {
-            (low.min(v), high.max(v))
-        })
+        values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)))
     };
     let (first, last) = span(&mut points().map(|p| p.0));
     let (low, high) = span(&mut points().map(|p| p.1));
     let ys = match axis {
         Axis::Share => (0.0, 1.0),
-        Axis::Log => (
-            low.floor().min(high.ceil() - 1.0),
-            high.ceil().max(low.floor() + 1.0),
-        ),
+        Axis::Log => (low.floor().min(high.ceil() - 1.0), high.ceil().max(low.floor() + 1.0)),
         Axis::Linear => {
             let pad = ((high - low) * 0.08).max(0.01 * high.abs().max(0.1));
             (low - pad, high + pad)
@@ -276,10 +151,7 @@ fn axes(canvas: &mut Canvas<'_>, frame: &Frame, axis: Axis, faces: &Type) {
         Axis::Log => {
             let every = (((frame.ys.1 - frame.ys.0) / 6.0).ceil() as i64).max(1);
             let powers = frame.ys.0 as i64..=frame.ys.1 as i64;
-            powers
-                .filter(|p| p % every == 0)
-                .map(|p| p as f64)
-                .collect()
+            powers.filter(|p| p % every == 0).map(|p| p as f64).collect()
         }
         Axis::Linear | Axis::Share => ticks(frame.ys.0, frame.ys.1, 7),
     };
@@ -293,14 +165,7 @@ fn axes(canvas: &mut Canvas<'_>, frame: &Frame, axis: Axis, faces: &Type) {
             Axis::Linear | Axis::Share => format!("{value:.digits$}"),
         };
         let width = faces.width(&label, 10.0, Weight::Regular);
-        canvas.text(
-            frame.x - 8.0 - width,
-            y + 3.5,
-            &label,
-            10.0,
-            Weight::Regular,
-            palette::GREY,
-        );
+        canvas.text(frame.x - 8.0 - width, y + 3.5, &label, 10.0, Weight::Regular, palette::GREY);
     }
     let columns = ticks(frame.xs.0, frame.xs.1, 6);
     for value in columns.into_iter().filter(|value| value.fract() == 0.0) {
@@ -308,20 +173,10 @@ fn axes(canvas: &mut Canvas<'_>, frame: &Frame, axis: Axis, faces: &Type) {
         let label = format!("{value:.0}");
         let width = faces.width(&label, 10.0, Weight::Regular);
         let y = frame.y + frame.height + 15.0;
-        canvas.text(
-            x - width / 2.0,
-            y,
-            &label,
-            10.0,
-            Weight::Regular,
-            palette::GREY,
-        );
+        canvas.text(x - width / 2.0, y, &label, 10.0, Weight::Regular, palette::GREY);
     }
     let width = faces.width("iteration", 10.0, Weight::Regular);
-    let (x, y) = (
-        frame.x + (frame.width - width) / 2.0,
-        frame.y + frame.height + 29.0,
-    );
+    let (x, y) = (frame.x + (frame.width - width) / 2.0, frame.y + frame.height + 29.0);
     canvas.text(x, y, "iteration", 10.0, Weight::Regular, palette::GREY);
 }
 
@@ -334,10 +189,7 @@ fn power_of_ten(exponent: i64) -> String {
         '3' => '³',
         digit => char::from_u32('⁰' as u32 + digit.to_digit(10).unwrap_or(0)).unwrap_or(digit),
     };
-    format!(
-        "10{}",
-        exponent.to_string().chars().map(raised).collect::<String>()
-    )
+    format!("10{}", exponent.to_string().chars().map(raised).collect::<String>())
 }
 
 /// Draws the legend; returns the height it takes.
@@ -354,20 +206,8 @@ fn legend(
         if x > left && x + needs > left + width {
             (x, row) = (left, row + 16.0);
         }
-        canvas.stroke(
-            (x + 1.0, y + row - 3.5),
-            (x + 13.0, y + row - 3.5),
-            2.5,
-            colour,
-        );
-        canvas.text(
-            x + 19.0,
-            y + row,
-            &line.label,
-            10.5,
-            Weight::Regular,
-            palette::INK,
-        );
+        canvas.stroke((x + 1.0, y + row - 3.5), (x + 13.0, y + row - 3.5), 2.5, colour);
+        canvas.text(x + 19.0, y + row, &line.label, 10.5, Weight::Regular, palette::INK);
         x += needs + 16.0;
     }
     row + 16.0

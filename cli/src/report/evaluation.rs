@@ -87,12 +87,8 @@ impl Evaluation {
         let path = folder.join("eval.json");
         let bytes =
             std::fs::read(&path).map_err(|source| ReportError::io("read", &path, source))?;
-        let mut evaluation: Evaluation =
-            serde_json::from_slice(&bytes).map_err(|source| ReportError::Json {
-                path: path.clone(),
-                line: 0,
-                source,
-            })?;
+        let mut evaluation: Evaluation = serde_json::from_slice(&bytes)
+            .map_err(|source| ReportError::Json { path: path.clone(), line: 0, source })?;
         evaluation.folder = folder.to_owned();
         Ok(evaluation)
     }

@@ -118,12 +118,7 @@ fn place(rows: &[Row], faces: &Type) -> Vec<Placed> {
             let cell = IMAGE + 2.0 * FRAME + 28.0 + lines * CAPTION_LEADING;
             let text = 44.0 + prompt.len() as f32 * PROMPT_LEADING;
             let height = cell.max(text) + 2.0 * ROW_PAD;
-            let placed = Placed {
-                top,
-                height,
-                prompt,
-                captions,
-            };
+            let placed = Placed { top, height, prompt, captions };
             top += height;
             placed
         })
@@ -148,41 +143,18 @@ pub fn draw(grid: &Grid) -> Result<RgbImage, ReportError> {
 
 fn header(canvas: &mut Canvas<'_>, grid: &Grid) {
     canvas.text(MARGIN, 44.0, &grid.title, 21.0, Weight::Bold, palette::INK);
-    canvas.text(
-        MARGIN,
-        68.0,
-        &grid.subtitle,
-        12.0,
-        Weight::Regular,
-        palette::GREY,
-    );
-    for (x, name) in columns()
-        .iter()
-        .zip(["PROMPT", "BEFORE TRAINING", "AFTER TRAINING"])
-    {
+    canvas.text(MARGIN, 68.0, &grid.subtitle, 12.0, Weight::Regular, palette::GREY);
+    for (x, name) in columns().iter().zip(["PROMPT", "BEFORE TRAINING", "AFTER TRAINING"]) {
         canvas.text(*x, HEADER - 10.0, name, 10.0, Weight::Bold, palette::GREY);
     }
 }
 
 fn draw_row(canvas: &mut Canvas<'_>, row: &Row, place: &Placed, faces: &Type) {
-    canvas.fill(
-        MARGIN,
-        place.top,
-        page_width() - 2.0 * MARGIN,
-        1.0,
-        palette::LINE,
-    );
+    canvas.fill(MARGIN, place.top, page_width() - 2.0 * MARGIN, 1.0, palette::LINE);
     let top = place.top + ROW_PAD;
     let [left, before, after] = columns();
     let category = row.category.replace(['_', '-'], " ");
-    canvas.text(
-        left,
-        top + 10.0,
-        &category,
-        11.0,
-        Weight::Bold,
-        palette::GREY,
-    );
+    canvas.text(left, top + 10.0, &category, 11.0, Weight::Bold, palette::GREY);
     for (i, line) in place.prompt.iter().enumerate() {
         let y = top + 34.0 + i as f32 * PROMPT_LEADING;
         canvas.text(left, y, line, PROMPT_SIZE, Weight::Regular, palette::INK);
@@ -190,18 +162,10 @@ fn draw_row(canvas: &mut Canvas<'_>, row: &Row, place: &Placed, faces: &Type) {
     if !row.target.is_empty() {
         let y = top + 38.0 + place.prompt.len() as f32 * PROMPT_LEADING;
         let target = format!("asks for: {}", row.target);
-        canvas.text(
-            left,
-            y,
-            &target,
-            CAPTION_SIZE,
-            Weight::Regular,
-            palette::GREY,
-        );
+        canvas.text(left, y, &target, CAPTION_SIZE, Weight::Regular, palette::GREY);
     }
-    for ((x, cell), caption) in [(before, &row.before), (after, &row.after)]
-        .into_iter()
-        .zip(&place.captions)
+    for ((x, cell), caption) in
+        [(before, &row.before), (after, &row.after)].into_iter().zip(&place.captions)
     {
         if let Some(cell) = cell {
             draw_cell(canvas, (x, top), cell, caption, faces);
@@ -283,12 +247,7 @@ fn cell(evaluation: &Evaluation, prompt: &EvaluatedPrompt) -> Result<Option<Cell
         None => Verdict::Unjudged,
     };
     let caption = prompt.refined_prompt.clone();
-    Ok(Some(Cell {
-        image: evaluation.picture(image)?,
-        caption,
-        verdict,
-        seen,
-    }))
+    Ok(Some(Cell { image: evaluation.picture(image)?, caption, verdict, seen }))
 }
 
 /// The grid of a run.
@@ -301,10 +260,7 @@ pub fn of_run(before: &Evaluation, after: &Evaluation, most: usize) -> Result<Gr
         rows.push(Row {
             prompt: first.prompt.clone(),
             category: first.category.clone(),
-            target: first
-                .target
-                .as_ref()
-                .map_or_else(String::new, Subject::to_string),
+            target: first.target.as_ref().map_or_else(String::new, Subject::to_string),
             before: cell(before, first)?,
             after: cell(after, second)?,
         });
@@ -319,11 +275,7 @@ pub fn of_run(before: &Evaluation, after: &Evaluation, most: usize) -> Result<Gr
         change("reasoning right", b.trace_accuracy, a.trace_accuracy),
         change("drawn as refined", b.render_accuracy, a.render_accuracy),
     );
-    Ok(Grid {
-        title: "Held-out prompts, before and after training".to_owned(),
-        subtitle,
-        rows,
-    })
+    Ok(Grid { title: "Held-out prompts, before and after training".to_owned(), subtitle, rows })
 }
 
 /// Draws the grid of a run into a PNG file.

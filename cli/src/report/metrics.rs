@@ -31,29 +31,18 @@ pub fn read(path: &Path) -> Result<Vec<Metrics>, ReportError> {
         std::fs::read_to_string(path).map_err(|source| ReportError::io("read", path, source))?;
     let lines: Vec<&str> = text.lines().collect();
     let mut found = BTreeMap::new();
-    for (i, line) in lines
-        .iter()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-    {
+    for (i, line) in lines.iter().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let torn = i + 1 == lines.len() && !text.ends_with('\n');
         match serde_json::from_str::<BTreeMap<String, Value>>(line) {
             Ok(object) => match parse(&object) {
                 Some(metrics) => drop(found.insert(metrics.iteration, metrics)),
                 None => {
-                    return Err(ReportError::NoIteration {
-                        path: path.to_owned(),
-                        line: i + 1,
-                    });
+                    return Err(ReportError::NoIteration { path: path.to_owned(), line: i + 1 });
                 }
             },
             Err(_) if torn => {}
             Err(source) => {
-                return Err(ReportError::Json {
-                    path: path.to_owned(),
-                    line: i + 1,
-                    source,
-                });
+                return Err(ReportError::Json { path: path.to_owned(), line: i + 1, source });
             }
         }
     }
@@ -62,21 +51,14 @@ pub fn read(path: &Path) -> Result<Vec<Metrics>, ReportError> {
 
 fn parse(object: &BTreeMap<String, Value>) -> Option<Metrics> {
     let iteration = u32::try_from(object.get(ITERATION)?.as_u64()?).ok()?;
-    let at = object
-        .get(TIME_MS)
-        .and_then(Value::as_f64)
-        .map_or(0.0, |ms| ms / 1000.0);
+    let at = object.get(TIME_MS).and_then(Value::as_f64).map_or(0.0, |ms| ms / 1000.0);
     let values = object
         .iter()
         .filter(|(name, _)| *name != ITERATION && *name != TIME_MS)
         .filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)))
         .filter(|(_, value)| value.is_finite())
         .collect();
-    Some(Metrics {
-        iteration,
-        at,
-        values,
-    })
+    Some(Metrics { iteration, at, values })
 }
 
 /// `(iteration, value)` of every iteration that has `name`.

@@ -6,6 +6,7 @@ pub mod curves;
 pub mod evaluation;
 pub mod grid;
 pub mod metrics;
+pub mod panels;
 pub mod summary;
 pub mod tensorboard;
 #[cfg(test)]
@@ -63,20 +64,12 @@ pub enum ReportError {
 }
 
 fn at(line: usize) -> String {
-    if line == 0 {
-        String::new()
-    } else {
-        format!(", line {line},")
-    }
+    if line == 0 { String::new() } else { format!(", line {line},") }
 }
 
 impl ReportError {
     fn io(what: &'static str, path: &Path, source: std::io::Error) -> ReportError {
-        ReportError::Io {
-            what,
-            path: path.to_owned(),
-            source,
-        }
+        ReportError::Io { what, path: path.to_owned(), source }
     }
 }
 
@@ -116,11 +109,7 @@ pub fn write(
     curves::save(&places.run.join("curves.png"), &facts.name, &metrics)?;
     write_tensorboard(&places.run.join("tensorboard"), &metrics, &before, &after)?;
     let mut summary = Summary::new(facts, &before, &after);
-    let own = [
-        ("grid", "grid.png"),
-        ("curves", "curves.png"),
-        ("tensorboard", "tensorboard"),
-    ];
+    let own = [("grid", "grid.png"), ("curves", "curves.png"), ("tensorboard", "tensorboard")];
     let named = |(what, path): &(&str, &str)| ((*what).to_owned(), (*path).to_owned());
     summary.files = own.iter().chain(files).map(named).collect();
     summary.write(&places.run)?;
@@ -140,9 +129,7 @@ fn write_tensorboard(
         writer.scalars(row)?;
     }
     let first = metrics.first().map_or(0.0, |row| row.at);
-    let last = metrics
-        .last()
-        .map_or((1, first), |row| (row.iteration + 1, row.at));
+    let last = metrics.last().map_or((1, first), |row| (row.iteration + 1, row.at));
     for (was, is) in grid::choose(before, after, GRID_ROWS) {
         let sides = [(before, was, (0, first)), (after, is, last)];
         for (evaluation, prompt, (step, at)) in sides {
@@ -160,10 +147,7 @@ fn png(path: &Path, picture: &RgbImage) -> Result<Vec<u8>, ReportError> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     picture
         .write_to(&mut bytes, image::ImageFormat::Png)
-        .map_err(|source| ReportError::Picture {
-            path: path.to_owned(),
-            source,
-        })?;
+        .map_err(|source| ReportError::Picture { path: path.to_owned(), source })?;
     Ok(bytes.into_inner())
 }
 

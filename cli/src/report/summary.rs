@@ -52,11 +52,7 @@ impl From<&Evaluation> for Side {
         Side {
             accuracy: evaluation.totals,
             prompts: evaluation.prompts.len(),
-            images: evaluation
-                .prompts
-                .iter()
-                .map(|prompt| prompt.images.len())
-                .sum(),
+            images: evaluation.prompts.iter().map(|prompt| prompt.images.len()).sum(),
             categories: evaluation.categories.clone(),
         }
     }
@@ -89,15 +85,8 @@ impl Summary {
 
     /// Puts a summary together.
     pub fn new(facts: Facts, before: &Evaluation, after: &Evaluation) -> Summary {
-        let held_out = HeldOut {
-            before: before.into(),
-            after: after.into(),
-        };
-        Summary {
-            facts,
-            held_out,
-            files: BTreeMap::new(),
-        }
+        let held_out = HeldOut { before: before.into(), after: after.into() };
+        Summary { facts, held_out, files: BTreeMap::new() }
     }
 
     /// Writes `folder/summary.json`, whole or not at all.
@@ -123,21 +112,13 @@ impl Summary {
         let path = folder.join(Self::NAME);
         let bytes =
             std::fs::read(&path).map_err(|source| ReportError::io("read", &path, source))?;
-        serde_json::from_slice(&bytes).map_err(|source| ReportError::Json {
-            path,
-            line: 0,
-            source,
-        })
+        serde_json::from_slice(&bytes).map_err(|source| ReportError::Json { path, line: 0, source })
     }
 }
 
 /// The final table of the terminal: accuracies before and after, then the facts of the run.
 pub fn table(summary: &Summary) -> String {
-    format!(
-        "{}\n{}",
-        accuracies(&summary.held_out),
-        facts(&summary.facts)
-    )
+    format!("{}\n{}", accuracies(&summary.held_out), facts(&summary.facts))
 }
 
 fn new_table() -> Table {
@@ -160,66 +141,37 @@ fn accuracies(held_out: &HeldOut) -> Table {
     let title = format!("held-out accuracy ({} prompts)", after.prompts);
     table.set_header([title.as_str(), "before", "after", "points"]);
     let mut row = |name: &str, before: f64, after: f64| {
-        table.add_row([
-            Cell::new(name),
-            percent(before),
-            percent(after),
-            points(before, after),
-        ]);
+        table.add_row([Cell::new(name), percent(before), percent(after), points(before, after)]);
     };
     let (b, a) = (&before.accuracy, &after.accuracy);
-    row(
-        "image shows the right thing",
-        b.semantic_accuracy,
-        a.semantic_accuracy,
-    );
+    row("image shows the right thing", b.semantic_accuracy, a.semantic_accuracy);
     for (category, b) in &before.categories {
         if let Some(a) = after.categories.get(category) {
             let name = format!("  {}", category.replace(['_', '-'], " "));
             row(&name, b.semantic_accuracy, a.semantic_accuracy);
         }
     }
-    row(
-        "refined prompt names the right thing",
-        b.trace_accuracy,
-        a.trace_accuracy,
-    );
-    row(
-        "image shows what is named",
-        b.render_accuracy,
-        a.render_accuracy,
-    );
+    row("refined prompt names the right thing", b.trace_accuracy, a.trace_accuracy);
+    row("image shows what is named", b.render_accuracy, a.render_accuracy);
     table
 }
 
 fn facts(facts: &Facts) -> Table {
     let mut table = new_table();
-    let workers: Vec<String> = facts
-        .workers
-        .iter()
-        .map(|(role, count)| format!("{count} {role}"))
-        .collect();
-    let phases: Vec<String> = facts
-        .phases
-        .iter()
-        .map(|(phase, seconds)| format!("{phase} {seconds:.0} s"))
-        .collect();
+    let workers: Vec<String> =
+        facts.workers.iter().map(|(role, count)| format!("{count} {role}")).collect();
+    let phases: Vec<String> =
+        facts.phases.iter().map(|(phase, seconds)| format!("{phase} {seconds:.0} s")).collect();
     let mut row = |name: &str, value: String| {
         if !value.is_empty() {
             table.add_row([Cell::new(name), Cell::new(value)]);
         }
     };
     row("iterations", facts.iterations.to_string());
-    row(
-        "training images",
-        format!("{} ({:.1} a second)", facts.images, facts.images_per_second),
-    );
+    row("training images", format!("{} ({:.1} a second)", facts.images, facts.images_per_second));
     row("wall time", format!("{:.0} s", facts.wall_seconds));
     row("of which", phases.join(", "));
-    row(
-        "peak memory, all processes",
-        format!("{:.0} MiB", facts.peak_rss_mib),
-    );
+    row("peak memory, all processes", format!("{:.0} MiB", facts.peak_rss_mib));
     row("workers", workers.join(", "));
     row("seed", facts.seed.to_string());
     row("weights", facts.weights_digest.clone());

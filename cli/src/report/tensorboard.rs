@@ -70,9 +70,7 @@ pub struct EncodedImage {
 
 /// TensorFlow's mask, which keeps a checksum of data that contains checksums meaningful.
 fn masked_crc(bytes: &[u8]) -> u32 {
-    crc32c::crc32c(bytes)
-        .rotate_right(15)
-        .wrapping_add(0xa282_ead8)
+    crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 /// Writes one event file.
@@ -94,14 +92,9 @@ impl EventWriter {
         let path = folder.join(Self::NAME);
         let file = std::fs::create_dir_all(folder).and_then(|()| File::create(&path));
         let file = file.map_err(|source| ReportError::io("write", &path, source))?;
-        let mut writer = EventWriter {
-            path,
-            to: BufWriter::new(file),
-        };
-        writer.event(&Event {
-            file_version: Some("brain.Event:2".to_owned()),
-            ..Event::default()
-        })?;
+        let mut writer = EventWriter { path, to: BufWriter::new(file) };
+        writer
+            .event(&Event { file_version: Some("brain.Event:2".to_owned()), ..Event::default() })?;
         Ok(writer)
     }
 
@@ -136,9 +129,7 @@ impl EventWriter {
             wall_time: metrics.at,
             step: i64::from(metrics.iteration),
             file_version: None,
-            summary: Some(Summary {
-                value: metrics.values.iter().map(value).collect(),
-            }),
+            summary: Some(Summary { value: metrics.values.iter().map(value).collect() }),
         })
     }
 
@@ -159,11 +150,7 @@ impl EventWriter {
             colorspace: 3,
             encoded_image_string: super::png(&self.path, image)?,
         };
-        let value = Value {
-            tag: tag.to_owned(),
-            simple_value: None,
-            image: Some(image),
-        };
+        let value = Value { tag: tag.to_owned(), simple_value: None, image: Some(image) };
         self.event(&Event {
             wall_time: at,
             step: i64::from(step),
@@ -177,9 +164,7 @@ impl EventWriter {
     /// # Errors
     /// The file cannot be written.
     pub fn finish(mut self) -> Result<(), ReportError> {
-        self.to
-            .flush()
-            .map_err(|source| ReportError::io("write", &self.path, source))
+        self.to.flush().map_err(|source| ReportError::io("write", &self.path, source))
     }
 }
 
@@ -216,13 +201,7 @@ mod tests {
         let folder = temporary.path().join("tensorboard");
         let mut writer = EventWriter::create(&folder).unwrap();
         let values = [("reward/llm".to_owned(), 0.5), ("kl".to_owned(), 1e-5)].into();
-        writer
-            .scalars(&Metrics {
-                iteration: 7,
-                at: 12.5,
-                values,
-            })
-            .unwrap();
+        writer.scalars(&Metrics { iteration: 7, at: 12.5, values }).unwrap();
         let picture = RgbImage::from_pixel(3, 2, image::Rgb([1, 2, 3]));
         writer.image("held_out/grid", 8, 13.0, &picture).unwrap();
         writer.finish().unwrap();
@@ -231,23 +210,12 @@ mod tests {
         assert_eq!(events[0].file_version.as_deref(), Some("brain.Event:2"));
         assert_eq!((events[1].step, events[1].wall_time), (7, 12.5));
         let tags: Vec<_> = events[1].summary.as_ref().unwrap().value.iter().collect();
-        assert_eq!(
-            (tags[0].tag.as_str(), tags[0].simple_value),
-            ("kl", Some(1e-5))
-        );
-        assert_eq!(
-            (tags[1].tag.as_str(), tags[1].simple_value),
-            ("reward/llm", Some(0.5))
-        );
-        let image = events[2].summary.as_ref().unwrap().value[0]
-            .image
-            .clone()
-            .unwrap();
+        assert_eq!((tags[0].tag.as_str(), tags[0].simple_value), ("kl", Some(1e-5)));
+        assert_eq!((tags[1].tag.as_str(), tags[1].simple_value), ("reward/llm", Some(0.5)));
+        let image = events[2].summary.as_ref().unwrap().value[0].image.clone().unwrap();
         assert_eq!((image.width, image.height, image.colorspace), (3, 2, 3));
         assert_eq!(
-            image::load_from_memory(&image.encoded_image_string)
-                .unwrap()
-                .to_rgb8(),
+            image::load_from_memory(&image.encoded_image_string).unwrap().to_rgb8(),
             picture
         );
     }

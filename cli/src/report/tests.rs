@@ -15,18 +15,9 @@ const COLOURS: [(&str, [u8; 3]); 4] = [
 
 const PROMPTS: [(&str, &str); 4] = [
     ("arithmetic", "seven minus three, in the colour of grass"),
-    (
-        "facts",
-        "how many legs a spider has, in the colour of a ripe tomato",
-    ),
-    (
-        "sequence",
-        "the number that comes after two, four and six, in the colour of the clear sky",
-    ),
-    (
-        "counting",
-        "as many as there are letters in the word lemon, in the colour of a lemon",
-    ),
+    ("facts", "how many legs a spider has, in the colour of a ripe tomato"),
+    ("sequence", "the number that comes after two, four and six, in the colour of the clear sky"),
+    ("counting", "as many as there are letters in the word lemon, in the colour of a lemon"),
 ];
 
 /// A 32 x 32 picture of a digit.
@@ -34,14 +25,7 @@ fn digit(number: usize, colour: usize) -> RgbImage {
     let faces = Type::load().unwrap();
     let mut canvas = Canvas::over(RgbImage::new(32, 32), 1.0, &faces);
     let ink = image::Rgb(COLOURS[colour % 4].1);
-    canvas.text(
-        9.0,
-        25.0,
-        &(number % 10).to_string(),
-        24.0,
-        Weight::Bold,
-        ink,
-    );
+    canvas.text(9.0, 25.0, &(number % 10).to_string(), 24.0, Weight::Bold, ink);
     canvas.into_pixels()
 }
 
@@ -52,17 +36,9 @@ fn evaluation(folder: &Path, count: usize, good: usize) {
     for row in 0..count {
         let (category, text) = PROMPTS[row % 4];
         let right = row % good == 0;
-        let (seen, colour) = if right {
-            (row, row)
-        } else {
-            (row + 3, row + 1)
-        };
+        let (seen, colour) = if right { (row, row) } else { (row + 3, row + 1) };
         let file = format!("images/{row:05}-0.png");
-        std::fs::write(
-            folder.join(&file),
-            png(folder, &digit(seen, colour)).unwrap(),
-        )
-        .unwrap();
+        std::fs::write(folder.join(&file), png(folder, &digit(seen, colour)).unwrap()).unwrap();
         prompts.push(json!({
             "row": row, "prompt": text, "category": category,
             "target": { "digit": row % 10, "colour": COLOURS[row % 4].0 }, "trace": "…", "well_formed": true,
@@ -95,7 +71,7 @@ fn metrics_file(path: &Path, iterations: u32) {
             "completions/clipped_ratio": 0.1 * (1.0 - part),
             "frac_reward_zero_std/llm": 0.2 + 0.1 * wobble,
             "llm/grad_norm": 0.7 + 0.5 * wobble, "dit/grad_norm": 0.05 + 0.02 * wobble,
-            "llm/kl": 1e-3 * (1.0 + part + wobble), "dit/clip_ratio/region_mean": 0.02 * (0.6 + wobble),
+            "llm/kl": 1e-3 * (1.0 + part + wobble), "dit/clip_ratio/low_mean": 0.01 * (0.6 + wobble), "dit/clip_ratio/high_mean": 0.01,
         });
         format!("{line}\n")
     });
@@ -145,20 +121,11 @@ fn a_run_becomes_a_summary_two_pictures_and_an_event_file() {
             .unwrap();
     for side in ["before", "after"] {
         for key in ["semantic_accuracy", "trace_accuracy", "render_accuracy"] {
-            assert!(
-                value["held_out"][side][key].is_f64(),
-                "held_out.{side}.{key}"
-            );
+            assert!(value["held_out"][side][key].is_f64(), "held_out.{side}.{key}");
         }
     }
-    for key in [
-        "iterations",
-        "images",
-        "images_per_second",
-        "wall_seconds",
-        "peak_rss_mib",
-        "seed",
-    ] {
+    for key in ["iterations", "images", "images_per_second", "wall_seconds", "peak_rss_mib", "seed"]
+    {
         assert!(value[key].is_number(), "{key}");
     }
     assert!(value["workers"].is_object() && value["weights_digest"].is_string());
@@ -182,16 +149,11 @@ fn the_grid_takes_the_categories_in_turn_whatever_the_outcome() {
     report(folder.path());
     let before = Evaluation::read(&folder.path().join("eval/before")).unwrap();
     let after = Evaluation::read(&folder.path().join("eval/after")).unwrap();
-    let rows: Vec<u64> = grid::choose(&before, &after, 6)
-        .iter()
-        .map(|(was, _)| was.row)
-        .collect();
+    let rows: Vec<u64> = grid::choose(&before, &after, 6).iter().map(|(was, _)| was.row).collect();
     assert_eq!(rows, [0, 3, 1, 2, 4, 7]);
     let grid = grid::of_run(&before, &after, 6).unwrap();
     assert!(
-        grid.rows
-            .iter()
-            .all(|row| row.after.as_ref().unwrap().verdict == grid::Verdict::Right)
+        grid.rows.iter().all(|row| row.after.as_ref().unwrap().verdict == grid::Verdict::Right)
     );
 }
 
@@ -201,12 +163,7 @@ fn a_grid_shows_each_image_enlarged_in_the_frame_of_its_verdict() {
     picture.put_pixel(31, 31, image::Rgb([9, 200, 9]));
     let cell = |verdict| {
         let (caption, seen) = ("a caption".to_owned(), "judge sees: red 3".to_owned());
-        Some(grid::Cell {
-            image: picture.clone(),
-            caption,
-            verdict,
-            seen,
-        })
+        Some(grid::Cell { image: picture.clone(), caption, verdict, seen })
     };
     let row = grid::Row {
         prompt: "word ".repeat(100),
@@ -216,16 +173,8 @@ fn a_grid_shows_each_image_enlarged_in_the_frame_of_its_verdict() {
         after: cell(grid::Verdict::Right),
     };
     let title = || "title".to_owned();
-    let one = grid::Grid {
-        title: title(),
-        subtitle: title(),
-        rows: vec![row.clone()],
-    };
-    let two = grid::Grid {
-        title: title(),
-        subtitle: title(),
-        rows: vec![row.clone(), row],
-    };
+    let one = grid::Grid { title: title(), subtitle: title(), rows: vec![row.clone()] };
+    let two = grid::Grid { title: title(), subtitle: title(), rows: vec![row.clone(), row] };
     let (one, two) = (grid::draw(&one).unwrap(), grid::draw(&two).unwrap());
     assert_eq!(one.width(), two.width());
     let count = |picture: &RgbImage, colour| picture.pixels().filter(|p| **p == colour).count();
@@ -246,40 +195,26 @@ fn panels_sort_the_metrics_and_an_empty_run_is_drawn_too() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("metrics.jsonl");
     metrics_file(&path, 30);
-    let panels = curves::panels(&metrics::read(&path).unwrap());
+    let panels = panels::panels(&metrics::read(&path).unwrap());
     let counts = panels.each_ref().map(|panel| panel.series.len());
     assert_eq!(counts, [2, 3, 3, 4]);
     let labels = panels[3].series.iter().map(|line| line.label.as_str());
-    let expected = [
-        "LLM gradient norm",
-        "DiT gradient norm",
-        "LLM KL",
-        "DiT clipped share",
-    ];
+    let expected = ["LLM gradient norm", "DiT gradient norm", "LLM KL", "DiT clipped share"];
     assert!(labels.eq(expected));
-    assert!(
-        panels
-            .iter()
-            .flat_map(|p| &p.series)
-            .all(|line| line.points.len() == 30)
-    );
+    assert!(panels.iter().flat_map(|p| &p.series).all(|line| line.points.len() == 30));
     let size = curves::draw("demo", &panels).unwrap().dimensions();
     std::fs::write(&path, "").unwrap();
-    let empty = curves::panels(&metrics::read(&path).unwrap());
+    let empty = panels::panels(&metrics::read(&path).unwrap());
     assert_eq!(curves::draw("demo", &empty).unwrap().dimensions(), size);
     std::fs::write(&path, "{\"iteration\":0,\"reward/llm\":0.5,\"llm/kl\":0}\n").unwrap();
-    let one = curves::panels(&metrics::read(&path).unwrap());
+    let one = panels::panels(&metrics::read(&path).unwrap());
     assert_eq!(curves::draw("demo", &one).unwrap().dimensions(), size);
 }
 
 #[test]
 fn smoothing_starts_at_the_first_value_and_keeps_a_constant() {
     let constant: Vec<(f64, f64)> = (0..50).map(|i| (f64::from(i), 3.0)).collect();
-    assert!(
-        curves::smooth(&constant, 0.9)
-            .iter()
-            .all(|(_, y)| (y - 3.0).abs() < 1e-12)
-    );
+    assert!(curves::smooth(&constant, 0.9).iter().all(|(_, y)| (y - 3.0).abs() < 1e-12));
     assert_eq!(curves::smooth(&[(0.0, 5.0), (1.0, 1.0)], 0.85)[0].1, 5.0);
 }
 
@@ -287,14 +222,8 @@ fn smoothing_starts_at_the_first_value_and_keeps_a_constant() {
 fn the_table_says_what_changed() {
     let folder = tempfile::tempdir().unwrap();
     let text = table(&report(folder.path()));
-    for part in [
-        "33.3 %",
-        "100.0 %",
-        "+66.7",
-        "7680 (21.4 a second)",
-        "2 rollout, 2 trainer",
-        "17",
-    ] {
+    for part in ["33.3 %", "100.0 %", "+66.7", "7680 (21.4 a second)", "2 rollout, 2 trainer", "17"]
+    {
         assert!(text.contains(part), "{part} is missing in\n{text}");
     }
 }
@@ -311,16 +240,10 @@ fn missing_and_broken_files_are_named() {
     assert!(error.contains("images/00003-0.png"), "{error}");
     std::fs::write(eval.join("eval.json"), b"{}").unwrap();
     let error = Evaluation::read(&eval).unwrap_err().to_string();
-    assert!(
-        error.contains("eval.json") && error.contains("totals"),
-        "{error}"
-    );
+    assert!(error.contains("eval.json") && error.contains("totals"), "{error}");
     std::fs::remove_file(eval.join("eval.json")).unwrap();
     let error = Evaluation::read(&eval).unwrap_err().to_string();
-    assert!(
-        error.starts_with("cannot read") && error.contains("eval.json"),
-        "{error}"
-    );
+    assert!(error.starts_with("cannot read") && error.contains("eval.json"), "{error}");
 }
 
 /// The worker that writes evaluations holds itself to the same file.

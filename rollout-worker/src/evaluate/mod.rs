@@ -3,8 +3,11 @@
 //! Everything is a function of the model, the options and the seed: a second run writes the same
 //! bytes, and a prompt's images do not depend on the other prompts.
 
+pub mod command;
+mod judge;
 mod record;
 
+pub use judge::{Judge, WorldJudge};
 pub use record::{Evaluation, ImageRecord, PromptRecord, Settings, Subject, Totals};
 
 use crate::engine::Engine;
@@ -17,16 +20,6 @@ use duet_models::ModelError;
 use duet_models::render::Rendered;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
-use tch::Tensor;
-
-/// Something that says what is in an image.
-pub trait Judge {
-    /// What each of `u8 [K, H, W, 3]` shows.
-    ///
-    /// # Errors
-    /// Why it cannot say.
-    fn see(&self, images: &Tensor) -> Result<Vec<Subject>, String>;
-}
 
 /// An evaluation failed.
 #[derive(Debug, thiserror::Error)]
@@ -92,10 +85,8 @@ pub fn evaluate(
     mut tell: impl FnMut(usize),
 ) -> Result<Evaluation, EvalError> {
     let images = out.join("images");
-    std::fs::create_dir_all(&images).map_err(|source| EvalError::Io {
-        path: images.clone(),
-        source,
-    })?;
+    std::fs::create_dir_all(&images)
+        .map_err(|source| EvalError::Io { path: images.clone(), source })?;
     let mut records = Vec::with_capacity(rows.len());
     for (done, row) in rows.iter().enumerate() {
         records.push(prompt(engine, judge, row, options, out)?);
@@ -144,15 +135,11 @@ fn prompt(
         _ => None,
     };
     let seed = Seed::root(options.seed).derive(Purpose::Evaluation, &[row.row]);
-    let drawn = draw(engine, row, options, &seed).map_err(|source| EvalError::Prompt {
-        row: row.row,
-        source,
-    })?;
+    let drawn = draw(engine, row, options, &seed)
+        .map_err(|source| EvalError::Prompt { row: row.row, source })?;
     let seen = match judge {
         Some(judge) => {
-            let seen = judge
-                .see(&drawn.rendered.images)
-                .map_err(EvalError::Judge)?;
+            let seen = judge.see(&drawn.rendered.images).map_err(EvalError::Judge)?;
             seen.into_iter().map(Some).collect()
         }
         None => vec![None; options.images_per_prompt],
@@ -165,12 +152,7 @@ fn prompt(
         let is = |other: &Option<Subject>| judged.as_ref().map(|seen| Some(seen) == other.as_ref());
         let semantic = target.as_ref().and(is(&target));
         let render = is(&named);
-        images.push(ImageRecord {
-            file,
-            judged,
-            semantic,
-            render,
-        });
+        images.push(ImageRecord { file, judged, semantic, render });
     }
     Ok(PromptRecord {
         row: row.row,
@@ -204,27 +186,12 @@ fn draw(
         let question = engine.question(&row.text)?;
         let thought = engine.think(&question, 1, seed)?.pop();
         let thought = thought.ok_or_else(|| ModelError::BadInput("no trace".to_owned()))?;
-        (
-            thought.text,
-            thought.refined_prompt,
-            thought.well_formed,
-            thought.embeds,
-        )
+        (thought.text, thought.refined_prompt, thought.well_formed, thought.embeds)
     } else {
-        (
-            String::new(),
-            row.text.clone(),
-            false,
-            engine.embed(&row.text)?,
-        )
+        (String::new(), row.text.clone(), false, engine.embed(&row.text)?)
     };
     let rendered = engine.draw(&embeds, options.images_per_prompt, Window::default(), seed)?;
-    Ok(Drawn {
-        trace,
-        refined_prompt,
-        well_formed,
-        rendered,
-    })
+    Ok(Drawn { trace, refined_prompt, well_formed, rendered })
 }
 
 fn save(drawn: &Drawn, row: &PromptRow, k: usize, path: &Path) -> Result<(), EvalError> {
@@ -232,11 +199,8 @@ fn save(drawn: &Drawn, row: &PromptRow, k: usize, path: &Path) -> Result<(), Eva
         ("prompt".to_owned(), row.text.clone()),
         ("refined prompt".to_owned(), drawn.refined_prompt.clone()),
     ];
-    let picture =
-        picture(&drawn.rendered.images, k, texts).map_err(|source| EvalError::Prompt {
-            row: row.row,
-            source,
-        })?;
+    let picture = picture(&drawn.rendered.images, k, texts)
+        .map_err(|source| EvalError::Prompt { row: row.row, source })?;
     Ok(picture.save(path)?)
 }
 
@@ -244,8 +208,5 @@ fn save(drawn: &Drawn, row: &PromptRow, k: usize, path: &Path) -> Result<(), Eva
 fn named(text: &str) -> Option<Subject> {
     let (digit, colour, _) = duet_miniworld::prompts::named(text);
     let colour = duet_miniworld::facts::COLOURS.get(usize::from(colour?))?;
-    Some(Subject {
-        digit: digit?,
-        colour: (*colour).to_owned(),
-    })
+    Some(Subject { digit: digit?, colour: (*colour).to_owned() })
 }

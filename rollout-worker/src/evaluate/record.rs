@@ -136,10 +136,8 @@ impl Evaluation {
         for prompt in prompts.iter().filter(|prompt| !prompt.category.is_empty()) {
             groups.entry(&prompt.category).or_default().push(prompt);
         }
-        let categories = groups
-            .into_iter()
-            .map(|(name, list)| (name.to_owned(), Totals::of(list)))
-            .collect();
+        let categories =
+            groups.into_iter().map(|(name, list)| (name.to_owned(), Totals::of(list))).collect();
         Evaluation {
             format: Self::FORMAT.to_owned(),
             settings,
@@ -155,10 +153,7 @@ mod tests {
     use super::*;
 
     fn subject(digit: u8) -> Option<Subject> {
-        Some(Subject {
-            digit,
-            colour: "green".to_owned(),
-        })
+        Some(Subject { digit, colour: "green".to_owned() })
     }
 
     fn record(row: u64, category: &str, named: u8, judged: u8) -> PromptRecord {
@@ -209,21 +204,13 @@ mod tests {
         assert_eq!(all.categories["facts"].semantic_accuracy, Some(0.5));
         assert_eq!(all.categories["facts"].trace_accuracy, Some(1.0));
         assert_eq!(all.categories.len(), 2);
-        assert_eq!(
-            Evaluation::new(settings(), Vec::new())
-                .totals
-                .semantic_accuracy,
-            None
-        );
+        assert_eq!(Evaluation::new(settings(), Vec::new()).totals.semantic_accuracy, None);
     }
 
     /// The report reads this very file (`cli/src/report`): the two must not drift apart.
     #[test]
     fn the_format_is_the_one_in_the_golden_file() {
-        let all = Evaluation::new(
-            settings(),
-            vec![record(0, "facts", 4, 4), record(1, "", 4, 7)],
-        );
+        let all = Evaluation::new(settings(), vec![record(0, "facts", 4, 4), record(1, "", 4, 7)]);
         let golden = include_str!("../../tests/golden/eval.json");
         let text = serde_json::to_string_pretty(&all).unwrap() + "\n";
         assert_eq!(text, golden);

@@ -89,15 +89,7 @@ pub fn pipeline() -> Pipeline {
     let vae = Vae::new(vae_config, params, "test").unwrap();
     let vision = VisionConfig::tiny(32);
     let tower = init_vision_tower(&vision, &seed);
-    Pipeline::assemble(
-        lm,
-        dit,
-        vae,
-        tokenizer,
-        FlowConfig::default(),
-        (&vision, tower),
-    )
-    .unwrap()
+    Pipeline::assemble(lm, dit, vae, tokenizer, FlowConfig::default(), (&vision, tower)).unwrap()
 }
 
 /// How the tests sample.
@@ -124,10 +116,5 @@ pub fn engine(adapters: Adapters) -> Engine {
 
 /// The base model as a policy.
 pub fn base() -> Weights {
-    Weights {
-        version: PolicyVersion(0),
-        llm: None,
-        dit: None,
-        digest: Digest::of(b"base"),
-    }
+    Weights { version: PolicyVersion(0), llm: None, dit: None, digest: Digest::of(b"base") }
 }

@@ -1,0 +1,48 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Scores images for a run.
+#[derive(Debug, Parser)]
+#[command(name = "duet-reward-worker", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Work for a run until its coordinator says that it is over.
+    Run(RunArgs),
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The run's configuration.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Overrides a key, as `section.key=value`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Where the coordinator listens, as `http://HOST:PORT`.
+    #[arg(long)]
+    pub coordinator: String,
+    /// This worker's name, unique in the run.
+    #[arg(long)]
+    pub id: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

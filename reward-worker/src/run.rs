@@ -1,0 +1,85 @@
+//! `run`: from the configuration to a worker in session with its coordinator.
+
+use crate::args::RunArgs;
+use crate::failure::Failure;
+use crate::scorer::{Panel, Scorer};
+use crate::serve::{Worker, serve};
+use crate::world::WorldScorer;
+use duet_config::{Config, Scorer as Kind};
+use duet_core::{Role, WorkerId};
+use duet_service::shutdown;
+use duet_service::worker::{Session, SessionError, WorkerOptions};
+use duet_store::Store;
+use duet_torch::device::DeviceThread;
+use std::path::Path;
+use std::time::Duration;
+
+/// How long the coordinator may be away before the worker gives up.
+const RECONNECT: Duration = Duration::from_secs(120);
+
+/// Works for a run until it is over or this process is told to stop.
+///
+/// # Errors
+/// [`Failure`] with the exit code.
+pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    let environment = std::env::vars().collect();
+    let config = Config::load(&args.config, &environment, &args.set)?;
+    duet_torch::init(config.workers.threads)?;
+    let (folder, kinds) = (config.model_path(), config.reward.scorers.clone());
+    let device = DeviceThread::spawn("scorers", move || panel(&folder, &kinds))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Io(format!("cannot start the runtime: {error}")))?;
+    runtime.block_on(work(args, &config, device))
+}
+
+/// The scorers that the configuration names.
+fn panel(folder: &Path, kinds: &[Kind]) -> Result<Panel, Failure> {
+    let load = |kind: &Kind| -> Result<Box<dyn Scorer>, Failure> {
+        match kind {
+            Kind::Miniworld => Ok(Box::new(WorldScorer::load(folder)?)),
+            Kind::Http => Err(Failure::Config(
+                "reward.scorers: this worker has no `http` scorer; use `miniworld`".to_owned(),
+            )),
+        }
+    };
+    let scorers = kinds.iter().map(load).collect::<Result<_, _>>()?;
+    Ok(Panel::new(scorers)?)
+}
+
+/// In session until the end.
+async fn work(args: &RunArgs, config: &Config, device: DeviceThread<Panel>) -> Result<(), Failure> {
+    let store = Store::open(&config.store_url()).map_err(|error| Failure::Io(error.to_string()))?;
+    let limit = Duration::from_millis(config.reward.timeout_ms);
+    let worker = Worker::new(device, store.artifacts(), limit).await?;
+    let wanted = config.reward.llm.keys().chain(config.reward.dit.keys());
+    if let Some(missing) = wanted.into_iter().find(|name| !worker.components().contains(*name)) {
+        let known: Vec<&str> = worker.components().iter().map(String::as_str).collect();
+        return Err(Failure::Config(format!(
+            "reward: no scorer gives `{missing}`; those of reward.scorers give {}",
+            known.join(", ")
+        )));
+    }
+    let token = shutdown::token()
+        .map_err(|error| Failure::Io(format!("cannot listen for signals: {error}")))?;
+    let options = WorkerOptions {
+        coordinator: args.coordinator.clone(),
+        worker: WorkerId(args.id.clone()),
+        role: Role::Reward,
+        config_digest: config.digest(),
+        reconnect_deadline: RECONNECT,
+    };
+    let mut session = match Session::connect(options, token).await {
+        Err(SessionError::Stopped) => return Ok(()),
+        session => session?,
+    };
+    let reason = match serve(&mut session, &worker).await {
+        Err(SessionError::Stopped) => "told to stop by a signal".to_owned(),
+        reason => reason?,
+    };
+    tracing::info!(reason, "leaving");
+    session.leave(&reason).await;
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! `run`: from the configuration to a worker in session with its coordinator.
+
+use crate::args::RunArgs;
+use crate::engine::{Adapters, Engine, Sampling};
+use crate::error::WorkError;
+use crate::failure::Failure;
+use crate::serve::{Worker, serve};
+use duet_config::{Config, ConfigError, Device, Dtype, Lora, Sampler};
+use duet_core::{Role, WorkerId};
+use duet_models::ModelError;
+use duet_models::defaults::Defaults;
+use duet_models::lora::LoraConfig;
+use duet_models::pipeline::{LoadOptions, Pipeline};
+use duet_models::render::RenderOptions;
+use duet_models::sde::SdeKind;
+use duet_service::shutdown;
+use duet_service::worker::{Session, SessionError, WorkerOptions};
+use duet_store::Store;
+use duet_torch::device::DeviceThread;
+use std::time::Duration;
+use tch::Kind;
+
+/// How long the coordinator may be away before the worker gives up.
+const RECONNECT: Duration = Duration::from_secs(120);
+
+/// Works for a run until it is over or this process is told to stop.
+///
+/// # Errors
+/// [`Failure`] with the exit code.
+pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    let environment = std::env::vars().collect();
+    let config = Config::load(&args.config, &environment, &args.set)?;
+    let torch = duet_torch::init(config.workers.threads)?;
+    if config.workers.device == Device::Cuda && !torch.cuda {
+        let reason = "workers.device: there is no GPU that libtorch can use; set it to `cpu`";
+        return Err(Failure::Config(reason.to_owned()));
+    }
+    let sampling = sampling(&config).map_err(WorkError::from)?;
+    let device = device(&config, sampling)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Io(format!("cannot start the runtime: {error}")))?;
+    runtime.block_on(work(args, &config, device))
+}
+
+/// In session until the end.
+async fn work(
+    args: &RunArgs,
+    config: &Config,
+    device: DeviceThread<Engine>,
+) -> Result<(), Failure> {
+    let store = Store::open(&config.store_url()).map_err(|error| Failure::Io(error.to_string()))?;
+    let token = shutdown::token()
+        .map_err(|error| Failure::Io(format!("cannot listen for signals: {error}")))?;
+    let options = WorkerOptions {
+        coordinator: args.coordinator.clone(),
+        worker: WorkerId(args.id.clone()),
+        role: Role::Rollout,
+        config_digest: config.digest(),
+        reconnect_deadline: RECONNECT,
+    };
+    let mut session = match Session::connect(options, token).await {
+        Err(SessionError::Stopped) => return Ok(()),
+        session => session?,
+    };
+    let worker = Worker::new(device, store.artifacts());
+    let reason = match serve(&mut session, &worker).await {
+        Err(SessionError::Stopped) => "told to stop by a signal".to_owned(),
+        reason => reason?,
+    };
+    tracing::info!(reason, "leaving");
+    session.leave(&reason).await;
+    Ok(())
+}
+
+/// Loads the models, on the thread that will own them.
+fn device(config: &Config, sampling: Sampling) -> Result<DeviceThread<Engine>, WorkError> {
+    let folder = config.model_path();
+    let kind = match config.model.dtype {
+        Dtype::Float32 => Kind::Float,
+        Dtype::Bfloat16 => Kind::BFloat16,
+    };
+    let device = match config.workers.device {
+        Device::Cpu => tch::Device::Cpu,
+        Device::Cuda => tch::Device::Cuda(0),
+    };
+    let options = LoadOptions { device, lm: kind, dit: kind, vae: Kind::Float };
+    let adapters = Adapters {
+        llm: config.llm.branch.lora.as_ref().map(adapter),
+        dit: config.dit.branch.lora.as_ref().map(adapter),
+    };
+    // Trees in the making need the version of `lag` steps ago; one more is on its way.
+    let versions = config.rollout.lag as usize + 2;
+    DeviceThread::spawn("device", move || {
+        let pipeline = Pipeline::load_with(&folder, options)?;
+        tracing::info!(model = %folder.display(), "model loaded");
+        Ok(Engine::new(pipeline, sampling, adapters, versions)?)
+    })
+}
+
+/// An adapter in the models' words.
+fn adapter(lora: &Lora) -> LoraConfig {
+    LoraConfig { rank: i64::from(lora.rank), alpha: lora.alpha, targets: lora.targets.clone() }
+}
+
+/// `[rollout]` in the engine's words.
+fn sampling(config: &Config) -> Result<Sampling, ModelError> {
+    let rollout = &config.rollout;
+    let instruction = match &rollout.instruction {
+        Some(path) => std::fs::read_to_string(path).map_err(|error| ModelError::io(path, error))?,
+        None => Defaults::read(&config.model_path())?.instruction,
+    };
+    Ok(Sampling {
+        instruction,
+        temperature: rollout.temperature,
+        max_new_tokens: rollout.max_new_tokens as usize,
+        render: RenderOptions {
+            steps: rollout.steps as usize,
+            guidance: rollout.guidance_scale,
+            sde: match rollout.sampler {
+                Sampler::FlowGrpo => SdeKind::FlowGrpo,
+                Sampler::Cps => SdeKind::Cps,
+                Sampler::Dance => SdeKind::Dance,
+            },
+            noise_level: rollout.noise_level,
+            width: i64::from(rollout.width),
+            height: i64::from(rollout.height),
+        },
+    })
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        match error {
+            ConfigError::Read { .. } => Failure::Io(error.to_string()),
+            error => Failure::Config(error.to_string()),
+        }
+    }
+}
