@@ -1,4 +1,16 @@
 //! `duet`: the command line that starts, watches and reports on runs.
 #![forbid(unsafe_code)]
 
+pub mod args;
+pub mod children;
+pub mod client;
+pub mod control;
+pub mod demo;
+pub mod error;
+pub mod launch;
+pub mod progress;
 pub mod report;
+pub mod show;
+pub mod status;
+
+pub use error::CliError;

@@ -1,2 +1,42 @@
-//! Skeleton.
-fn main() {}
+//! `duet`: starts, watches and reports on runs.
+#![forbid(unsafe_code)]
+
+use clap::Parser;
+use duet_cli::args::{Cli, Command, Doctor};
+use duet_cli::{CliError, children, control, demo, launch, show, status};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                eprintln!("duet: cannot start: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+    match runtime.block_on(run(cli.command)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("{} {error}", show::red("error:"));
+            ExitCode::from(error.code())
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<u8, CliError> {
+    match command {
+        Command::Demo(args) => demo::run(args).await,
+        Command::Launch(args) => launch::run(args).await,
+        Command::Status(args) => status::run(args).await.map(|()| 0),
+        Command::Pause(args) => control::pause(&args).await.map(|()| 0),
+        Command::Resume(args) => control::resume(&args).await.map(|()| 0),
+        Command::Stop(args) => control::stop(&args).await.map(|()| 0),
+        Command::Drain(args) => control::drain(&args).await.map(|()| 0),
+        Command::Sample(args) => children::pass("duet-rollout-worker", "sample", &args.rest).await,
+        Command::Eval(args) => children::pass("duet-rollout-worker", "eval", &args.rest).await,
+        Command::Config(args) => show::config(&args).map(|()| 0),
+        Command::Doctor(Doctor::Storage { url }) => show::storage(&url).await,
+    }
+}
