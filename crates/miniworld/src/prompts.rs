@@ -153,7 +153,7 @@ pub fn items(split: Split) -> (Vec<NumberItem>, Vec<ColourItem>) {
 /// A split's share of a shuffled list: the first six tenths train, a tenth validate, the rest test.
 fn share<T>(mut all: Vec<T>, split: Split, at: u64) -> Vec<T> {
     shuffle(&mut all, &world().derive(Purpose::Data, &[1, at]));
-    let (train, validation) = (all.len() * 6 / 10, (all.len() + 9) / 10);
+    let (train, validation) = (all.len() * 6 / 10, all.len().div_ceil(10));
     let range = match split {
         Split::Train => 0..train,
         Split::Validation => train..train + validation,

@@ -55,15 +55,15 @@ impl Profile {
             lr,
         };
         Budget {
-            pretrain: plan("language model", 1700, 30, 24, 5e-3),
-            sft: plan("sft", 300, 10, 24, 1.5e-3),
+            pretrain: plan("language model", 1500, 30, 24, 5e-3),
+            sft: plan("sft", 200, 10, 24, 1.5e-3),
             examples: 1024,
-            teacher: Teacher { hasty: 0.6, digit_skill: 0.3, colour_skill: 0.4 },
-            vae: plan("autoencoder", 500, 30, 16, 5e-3),
-            dit: plan("transformer", 1200, 20, 48, 2e-3),
-            recogniser: plan("recogniser", 500, 150, 32, 3e-3),
-            critic: plan("critic", 300, 30, 32, 2e-3),
-            judge: plan("judge", 500, 120, 32, 3e-3),
+            teacher: Teacher { hasty: 0.6, digit_skill: 0.3, colour_skill: 0.5 },
+            vae: plan("autoencoder", 800, 30, 16, 5e-3),
+            dit: plan("transformer", 1200, 20, 48, 4e-3),
+            recogniser: plan("recogniser", 2500, 250, 32, 2e-3),
+            critic: plan("critic", 800, 30, 32, 2e-3),
+            judge: plan("judge", 1500, 150, 32, 3e-3),
         }
     }
 }

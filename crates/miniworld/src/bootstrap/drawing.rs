@@ -4,7 +4,7 @@ use super::{Budget, Notice, Progress};
 use crate::digits::{Hand, Label, Painter, SIDE};
 use crate::error::Result;
 use crate::facts::{COLOURS, NUMBERS, PLACES};
-use crate::learn::Learner;
+use crate::learn::{Learner, Plan};
 use crate::prompts::caption;
 use duet_core::{Purpose, Seed};
 use duet_models::dit::{Dit, DitConfig};
@@ -22,6 +22,10 @@ const LATENT: i64 = 4;
 const KL: f64 = 1e-4;
 /// Share of captions that are dropped, so that guidance has something to push away from.
 const DROPPED: f64 = 0.1;
+/// Standard deviation of noise on the captions' embeddings, which are of unit size. The language model
+/// will move while it learns to think; a transformer that knows only this one's very embeddings
+/// would go blind with every step of it.
+const JITTER: f64 = 0.2;
 /// Images that the transformer is trained on, encoded once.
 const POOL: usize = 4096;
 
@@ -48,11 +52,11 @@ pub fn dit_config(lm: &Lm) -> DitConfig {
         patch_size: 2,
         in_channels: 4 * LATENT,
         out_channels: LATENT,
-        num_layers: 4,
-        attention_head_dim: 32,
+        num_layers: 3,
+        attention_head_dim: 24,
         num_attention_heads: 4,
         joint_attention_dim: lm.config().hidden_size,
-        axes_dims_rope: [8, 12, 12],
+        axes_dims_rope: [4, 10, 10],
     }
 }
 
@@ -148,13 +152,13 @@ impl Captions {
 /// As [`autoencoder`].
 pub fn transformer(
     parts: (&Lm, &Tokenizer, &Vae),
-    budget: &Budget,
+    config: DitConfig,
+    plan: Plan,
     seed: &Seed,
     progress: &dyn Progress,
 ) -> Result<Dit> {
     let (lm, tokenizer, vae) = parts;
-    let plan = budget.dit;
-    let dit = Dit::init(dit_config(lm), &seed.derive(Purpose::Weights, &[6]))?;
+    let dit = Dit::init(config, &seed.derive(Purpose::Weights, &[6]))?;
     let captions = Captions::new(lm, tokenizer)?;
     let (latents, rows) = pool(vae, &seed.derive(Purpose::Data, &[40]))?;
     let side = SIDE as i64 / (vae.config().scale_factor() * 2);
@@ -174,10 +178,10 @@ pub fn transformer(
         let time = normal_tensor(&part(3), &[batch]).sigmoid();
         let t = time.view([batch, 1, 1]);
         let mixed = &x0 * (1.0 - &t) + &eps * &t;
-        let text = dit.text(
-            &captions.embeds.index_select(0, &rows),
-            Some(&captions.mask.index_select(0, &rows)),
-        )?;
+        let embeds = captions.embeds.index_select(0, &rows);
+        let embeds = &embeds + normal_tensor(&part(4), &embeds.size()) * JITTER;
+        let mask = captions.mask.index_select(0, &rows);
+        let text = dit.text(&embeds, Some(&mask))?;
         let velocity = dit.forward(&mixed, &text, &positions, &dit.modulations(&time), None)?;
         let loss = learner.step(&(velocity - (eps - x0)).square().mean(Kind::Float))?;
         progress.notice(Notice { phase: plan.phase, step: step + 1, steps: plan.steps, loss });

@@ -13,7 +13,7 @@ mod manifest;
 mod seeing;
 
 pub use budget::{Budget, Profile};
-pub use drawing::{dit_config, flow_config, vae_config};
+pub use drawing::{dit_config, flow_config, transformer as train_transformer, vae_config};
 pub use language::{INSTRUCTION, config as lm_config, tokenizer, train as train_language};
 pub use manifest::{Manifest, Measured};
 
@@ -67,7 +67,7 @@ pub const MAX_NEW_TOKENS: usize = 48;
 /// Denoising steps that images are sampled with.
 pub const STEPS: usize = 8;
 /// Guidance that images are sampled with.
-pub const GUIDANCE: f64 = 2.0;
+pub const GUIDANCE: f64 = 4.0;
 
 /// Everything that is made.
 struct World {
@@ -113,7 +113,13 @@ fn make(budget: &Budget, seed: &Seed, progress: &dyn Progress) -> Result<World> 
     let (vae, mse, scorers, recognised, criticised) = images?;
     let (dit, judged) = std::thread::scope(|scope| {
         let judged = scope.spawn(|| seeing::judge(budget, seed, progress));
-        let dit = drawing::transformer((&lm, &tokenizer, &vae), budget, seed, progress);
+        let dit = drawing::transformer(
+            (&lm, &tokenizer, &vae),
+            dit_config(&lm),
+            budget.dit,
+            seed,
+            progress,
+        );
         (dit, judged.join())
     });
     let (judge, judge_right) = judged.map_err(|_| WorldError::Stopped("the judge's thread"))??;
