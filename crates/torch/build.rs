@@ -16,10 +16,7 @@ fn main() {
         process::exit(1);
     };
     let include = libtorch.join("include");
-    if !include
-        .join("torch/csrc/distributed/c10d/ProcessGroupGloo.hpp")
-        .exists()
-    {
+    if !include.join("torch/csrc/distributed/c10d/ProcessGroupGloo.hpp").exists() {
         eprintln!("{} holds no libtorch: run `make setup`", libtorch.display());
         process::exit(1);
     }
@@ -37,12 +34,7 @@ fn main() {
         .flag(&include)
         .flag("-isystem")
         .flag(include.join("torch/csrc/api/include"))
-        .files([
-            "csrc/error.cpp",
-            "csrc/collective.cpp",
-            "csrc/optim.cpp",
-            "csrc/runtime.cpp",
-        ])
+        .files(["csrc/error.cpp", "csrc/collective.cpp", "csrc/optim.cpp", "csrc/runtime.cpp"])
         .compile("duet_torch_shim");
 
     println!("cargo:rustc-link-search=native={}", lib.display());

@@ -1,2 +1,57 @@
-//! Skeleton.
-fn main() {}
+//! `duet-trainer`.
+#![forbid(unsafe_code)]
+
+use clap::{Parser, Subcommand};
+use duet_service::{exit, telemetry};
+use duet_trainer::args::RunArgs;
+use duet_trainer::bootstrap::{self, BootstrapArgs};
+use duet_trainer::failure::Failure;
+use duet_trainer::run;
+use std::process::ExitCode;
+
+/// Trains: a data-parallel rank of a run, or the small world's base model.
+#[derive(Debug, Parser)]
+#[command(name = "duet-trainer", version, about)]
+struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Work for a run until its coordinator says that it is over.
+    Run(RunArgs),
+    /// Make the small world's base model, prompts, scorers and judge.
+    Bootstrap(BootstrapArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked = !error.use_stderr();
+            // A closed pipe is no reason to fail at this point.
+            let _ = error.print();
+            return ExitCode::from(if asked { exit::OK } else { exit::USAGE });
+        }
+    };
+    match carry_out(&cli.command) {
+        Ok(()) => ExitCode::from(exit::OK),
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn carry_out(command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Run(args) => {
+            telemetry::init(&args.id);
+            run::run(args)
+        }
+        Command::Bootstrap(args) => Ok(bootstrap::run(args)?),
+    }
+}

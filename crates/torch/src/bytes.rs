@@ -48,12 +48,9 @@ pub fn read_bytes<T>(tensor: &Tensor, read: impl FnOnce(&[u8]) -> T) -> Result<T
 /// # Errors
 /// [`BytesError::Length`] when the bytes are not exactly those of `shape` and `kind`.
 pub fn from_bytes(data: &[u8], shape: &[i64], kind: Kind) -> Result<Tensor, BytesError> {
-    let count = shape
-        .iter()
-        .try_fold(1usize, |n, dim| n.checked_mul(usize::try_from(*dim).ok()?));
-    let expected = count
-        .and_then(|n| n.checked_mul(kind.elt_size_in_bytes()))
-        .unwrap_or(usize::MAX);
+    let count = shape.iter().try_fold(1usize, |n, dim| n.checked_mul(usize::try_from(*dim).ok()?));
+    let expected =
+        count.and_then(|n| n.checked_mul(kind.elt_size_in_bytes())).unwrap_or(usize::MAX);
     if expected != data.len() {
         return Err(BytesError::Length {
             shape: shape.to_vec(),
@@ -109,9 +106,8 @@ mod tests {
             Kind::Half,
             Kind::Bool,
         ] {
-            let tensor = Tensor::arange(24, (Kind::Float, Device::Cpu))
-                .to_kind(kind)
-                .reshape([2, 3, 4]);
+            let tensor =
+                Tensor::arange(24, (Kind::Float, Device::Cpu)).to_kind(kind).reshape([2, 3, 4]);
             let turned = tensor.permute([2, 0, 1]);
             let bytes = to_bytes(&turned).unwrap();
             assert_eq!(bytes.len(), 24 * kind.elt_size_in_bytes());
@@ -123,24 +119,15 @@ mod tests {
     #[test]
     fn floats_are_little_endian() {
         let bytes = to_bytes(&Tensor::from_slice(&[1.5f32, -2.0])).unwrap();
-        assert_eq!(
-            bytes,
-            [1.5f32.to_le_bytes(), (-2.0f32).to_le_bytes()].concat()
-        );
+        assert_eq!(bytes, [1.5f32.to_le_bytes(), (-2.0f32).to_le_bytes()].concat());
     }
 
     #[test]
     fn wrong_lengths_are_refused() {
         let error = from_bytes(&[0; 7], &[2], Kind::Float).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "Float of shape [2] takes 8 bytes, 7 are there"
-        );
+        assert_eq!(error.to_string(), "Float of shape [2] takes 8 bytes, 7 are there");
         assert!(from_bytes(&[], &[i64::MAX, 4], Kind::Float).is_err());
         assert!(from_bytes(&[], &[-1], Kind::Float).is_err());
-        assert_eq!(
-            from_bytes(&[], &[0, 3], Kind::Float).unwrap().size(),
-            [0, 3]
-        );
+        assert_eq!(from_bytes(&[], &[0, 3], Kind::Float).unwrap().size(), [0, 3]);
     }
 }

@@ -47,10 +47,7 @@ pub struct DeviceThread<S> {
 
 impl<S> Clone for DeviceThread<S> {
     fn clone(&self) -> Self {
-        DeviceThread {
-            name: self.name.clone(),
-            jobs: self.jobs.clone(),
-        }
+        DeviceThread { name: self.name.clone(), jobs: self.jobs.clone() }
     }
 }
 
@@ -92,12 +89,8 @@ impl<S: 'static> DeviceThread<S> {
                     job(&mut state);
                 }
             })
-            .map_err(|e| DeviceError::Spawn {
-                thread: thread.clone(),
-                reason: e.to_string(),
-            })?;
-        made.recv()
-            .map_err(|_| DeviceError::Gone(thread.clone()))??;
+            .map_err(|e| DeviceError::Spawn { thread: thread.clone(), reason: e.to_string() })?;
+        made.recv().map_err(|_| DeviceError::Gone(thread.clone()))??;
         Ok(DeviceThread { name: thread, jobs })
     }
 
@@ -157,10 +150,7 @@ fn panicked(thread: &str, panic: &(dyn Any + Send)) -> DeviceError {
     // A libtorch refusal carries a C++ stack after its first line.
     let reason = text.lines().next().unwrap_or_default().replace("\\n", "\n");
     let reason = reason.lines().next().unwrap_or_default().to_owned();
-    DeviceError::Panicked {
-        thread: thread.to_owned(),
-        reason,
-    }
+    DeviceError::Panicked { thread: thread.to_owned(), reason }
 }
 
 #[cfg(test)]
@@ -180,13 +170,8 @@ mod tests {
     #[tokio::test]
     async fn calls_run_in_order_on_the_state() {
         let device = spawn();
-        device
-            .call(|state| *state = Rc::new(state.as_ref() + 1))
-            .await
-            .unwrap();
-        let sum = device
-            .call(|s| s.sum(tch::Kind::Int64).int64_value(&[]))
-            .await;
+        device.call(|state| *state = Rc::new(state.as_ref() + 1)).await.unwrap();
+        let sum = device.call(|s| s.sum(tch::Kind::Int64).int64_value(&[])).await;
         assert_eq!(sum, Ok(5));
     }
 
@@ -194,10 +179,7 @@ mod tests {
     fn a_refusal_of_libtorch_is_an_error_and_the_thread_lives_on() {
         let device = spawn();
         let error = device.call_blocking(|s| s.reshape([7]).size()).unwrap_err();
-        assert!(
-            error.to_string().contains("shape '[7]' is invalid"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("shape '[7]' is invalid"), "{error}");
         assert_eq!(device.call_blocking(|s| s.size()), Ok(vec![2]));
     }
 
@@ -206,9 +188,6 @@ mod tests {
         let made = DeviceThread::<()>::spawn("broken", || -> Result<(), DeviceError> {
             panic!("no model")
         });
-        assert_eq!(
-            made.err().unwrap().to_string(),
-            "device thread `broken`: no model"
-        );
+        assert_eq!(made.err().unwrap().to_string(), "device thread `broken`: no model");
     }
 }

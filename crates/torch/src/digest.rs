@@ -33,10 +33,7 @@ mod tests {
     use tch::Tensor;
 
     fn digest(tensors: &[(&str, Tensor)]) -> Digest {
-        let map = tensors
-            .iter()
-            .map(|(name, t)| ((*name).to_owned(), t.shallow_clone()))
-            .collect();
+        let map = tensors.iter().map(|(name, t)| ((*name).to_owned(), t.shallow_clone())).collect();
         digest_tensors(&map).unwrap()
     }
 
@@ -49,14 +46,8 @@ mod tests {
         assert_ne!(first, digest(&[("a", base.reshape([2, 2]))]));
         assert_ne!(first, digest(&[("a", base.view_dtype(tch::Kind::Int))]));
         let next_up = f32::from_bits(1f32.to_bits() + 1);
-        assert_ne!(
-            first,
-            digest(&[("a", Tensor::from_slice(&[next_up, 2.0, 3.0, 4.0]))])
-        );
+        assert_ne!(first, digest(&[("a", Tensor::from_slice(&[next_up, 2.0, 3.0, 4.0]))]));
         let two = digest(&[("a", base.shallow_clone()), ("b", base.shallow_clone())]);
-        assert_eq!(
-            two,
-            digest(&[("b", base.shallow_clone()), ("a", base.shallow_clone())])
-        );
+        assert_eq!(two, digest(&[("b", base.shallow_clone()), ("a", base.shallow_clone())]));
     }
 }

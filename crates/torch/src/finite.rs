@@ -26,22 +26,14 @@ pub fn require_finite(tensors: &Tensors) -> Result<(), NonFinite> {
     for (name, tensor) in tensors {
         let count = non_finite(tensor);
         if count != 0 {
-            return Err(NonFinite {
-                name: name.clone(),
-                count,
-            });
+            return Err(NonFinite { name: name.clone(), count });
         }
     }
     Ok(())
 }
 
 fn non_finite(tensor: &Tensor) -> i64 {
-    tensor
-        .detach()
-        .isfinite()
-        .logical_not()
-        .sum(tch::Kind::Int64)
-        .int64_value(&[])
+    tensor.detach().isfinite().logical_not().sum(tch::Kind::Int64).int64_value(&[])
 }
 
 #[cfg(test)]

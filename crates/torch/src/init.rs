@@ -57,11 +57,7 @@ fn first(threads: u32) -> Result<Runtime, InitError> {
     }
     let library = library_folder()?;
     load_cuda(&library)?;
-    Ok(Runtime {
-        library,
-        cuda: tch::Cuda::is_available(),
-        threads,
-    })
+    Ok(Runtime { library, cuda: tch::Cuda::is_available(), threads })
 }
 
 fn library_folder() -> Result<PathBuf, InitError> {
@@ -92,9 +88,7 @@ fn load_cuda(folder: &std::path::Path) -> Result<(), InitError> {
         if text.is_null() {
             "unknown reason".to_owned()
         } else {
-            std::ffi::CStr::from_ptr(text)
-                .to_string_lossy()
-                .into_owned()
+            std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned()
         }
     };
     Err(InitError::Cuda { path, reason })

@@ -52,12 +52,7 @@ pub struct AdamWOptions {
 impl Default for AdamWOptions {
     /// PyTorch's defaults.
     fn default() -> Self {
-        AdamWOptions {
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 1e-2,
-        }
+        AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-2 }
     }
 }
 
@@ -91,23 +86,11 @@ impl AdamW {
         let mut slots = std::collections::BTreeMap::new();
         for (name, param) in params {
             let zeros = || Tensor::f_zeros(param.size(), (state_kind(param), param.device()));
-            let master = is_half(param)
-                .then(|| param.f_detach()?.f_to_kind(Kind::Float))
-                .transpose()?;
-            slots.insert(
-                name.clone(),
-                Slot {
-                    exp_avg: zeros()?,
-                    exp_avg_sq: zeros()?,
-                    master,
-                },
-            );
+            let master =
+                is_half(param).then(|| param.f_detach()?.f_to_kind(Kind::Float)).transpose()?;
+            slots.insert(name.clone(), Slot { exp_avg: zeros()?, exp_avg_sq: zeros()?, master });
         }
-        Ok(AdamW {
-            options,
-            steps: 0,
-            slots,
-        })
+        Ok(AdamW { options, steps: 0, slots })
     }
 
     /// Steps taken so far.
@@ -147,12 +130,8 @@ impl AdamW {
             return Err(OptimError::Unknown(name.clone()));
         }
         for (name, slot) in &self.slots {
-            let param = params
-                .get(name)
-                .ok_or_else(|| OptimError::Unknown(name.clone()))?;
-            let grad = grads
-                .get(name)
-                .ok_or_else(|| OptimError::NoGradient(name.clone()))?;
+            let param = params.get(name).ok_or_else(|| OptimError::Unknown(name.clone()))?;
+            let grad = grads.get(name).ok_or_else(|| OptimError::NoGradient(name.clone()))?;
             for tensor in [param, grad] {
                 same_shape(name, tensor, &slot.exp_avg)?;
             }
@@ -166,10 +145,7 @@ impl AdamW {
         let mut state = Tensors::new();
         for (name, slot) in &self.slots {
             state.insert(format!("{name}.{EXP_AVG}"), slot.exp_avg.shallow_clone());
-            state.insert(
-                format!("{name}.{EXP_AVG_SQ}"),
-                slot.exp_avg_sq.shallow_clone(),
-            );
+            state.insert(format!("{name}.{EXP_AVG_SQ}"), slot.exp_avg_sq.shallow_clone());
             if let Some(master) = &slot.master {
                 state.insert(format!("{name}.{MASTER}"), master.shallow_clone());
             }
@@ -184,9 +160,7 @@ impl AdamW {
     pub fn load(&mut self, steps: u64, state: &Tensors) -> Result<(), OptimError> {
         let find = |name: &str, part: &str, like: &Tensor| -> Result<Tensor, OptimError> {
             let key = format!("{name}.{part}");
-            let tensor = state
-                .get(&key)
-                .ok_or_else(|| OptimError::Missing(key.clone()))?;
+            let tensor = state.get(&key).ok_or_else(|| OptimError::Missing(key.clone()))?;
             same_shape(&key, tensor, like)?;
             // A copy: the optimiser writes in place.
             let mut copy = like.f_empty_like()?;
@@ -195,21 +169,10 @@ impl AdamW {
         };
         let mut slots = std::collections::BTreeMap::new();
         for (name, slot) in &self.slots {
-            let master = slot
-                .master
-                .as_ref()
-                .map(|like| find(name, MASTER, like))
-                .transpose()?;
+            let master = slot.master.as_ref().map(|like| find(name, MASTER, like)).transpose()?;
             let exp_avg = find(name, EXP_AVG, &slot.exp_avg)?;
             let exp_avg_sq = find(name, EXP_AVG_SQ, &slot.exp_avg_sq)?;
-            slots.insert(
-                name.clone(),
-                Slot {
-                    exp_avg,
-                    exp_avg_sq,
-                    master,
-                },
-            );
+            slots.insert(name.clone(), Slot { exp_avg, exp_avg_sq, master });
         }
         self.slots = slots;
         self.steps = steps;
@@ -222,11 +185,7 @@ fn is_half(param: &Tensor) -> bool {
 }
 
 fn state_kind(param: &Tensor) -> Kind {
-    if is_half(param) {
-        Kind::Float
-    } else {
-        param.kind()
-    }
+    if is_half(param) { Kind::Float } else { param.kind() }
 }
 
 fn same_shape(name: &str, tensor: &Tensor, like: &Tensor) -> Result<(), OptimError> {
@@ -234,11 +193,7 @@ fn same_shape(name: &str, tensor: &Tensor, like: &Tensor) -> Result<(), OptimErr
     if found == expected {
         return Ok(());
     }
-    Err(OptimError::Shape {
-        name: name.to_owned(),
-        found,
-        expected,
-    })
+    Err(OptimError::Shape { name: name.to_owned(), found, expected })
 }
 
 fn apply(
@@ -265,11 +220,7 @@ fn apply(
             count,
         )
     };
-    if status < 0 {
-        Err(OptimError::Torch(ffi::last_error()))
-    } else {
-        Ok(())
-    }
+    if status < 0 { Err(OptimError::Torch(ffi::last_error())) } else { Ok(()) }
 }
 
 /// Scales all gradients, in place, so that their common L2 norm is at most `max_norm`, and gives
@@ -292,10 +243,7 @@ pub fn clip_grad_norm(grads: &Tensors, max_norm: f64) -> Result<f64, TchError> {
     let total = Tensor::f_stack(&norms, 0)?.f_norm()?;
     let norm = total.f_double_value(&[])?;
     if norm.is_finite() {
-        let factor = (total + 1e-6)
-            .f_reciprocal()?
-            .f_mul_scalar(max_norm)?
-            .f_clamp_max(1.0)?;
+        let factor = (total + 1e-6).f_reciprocal()?.f_mul_scalar(max_norm)?.f_clamp_max(1.0)?;
         for grad in grads.values() {
             let mut grad = grad.detach();
             let _ = grad.f_mul_(&factor.f_to_kind(grad.kind())?)?;

@@ -16,10 +16,7 @@ pub fn uniform_tensor(seed: &Seed, shape: &[i64]) -> Tensor {
     let count = shape.iter().product::<i64>().max(0);
     let values: Vec<f64> = (0..count as u64).map(|i| seed.uniform(i)).collect();
     let below_one = f64::from(f32::from_bits(1f32.to_bits() - 1));
-    Tensor::from_slice(&values)
-        .clamp_max(below_one)
-        .to_kind(Kind::Float)
-        .reshape(shape)
+    Tensor::from_slice(&values).clamp_max(below_one).to_kind(Kind::Float).reshape(shape)
 }
 
 #[cfg(test)]

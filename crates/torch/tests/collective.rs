@@ -12,14 +12,7 @@ const PATIENT: Duration = Duration::from_secs(60);
 
 fn options(rank: u32, world: u32, deadline: Duration) -> GlooOptions {
     let (group, host) = ("test".to_owned(), "127.0.0.1".to_owned());
-    GlooOptions {
-        rank,
-        world,
-        group,
-        host,
-        deadline,
-        threads: 1,
-    }
+    GlooOptions { rank, world, group, host, deadline, threads: 1 }
 }
 
 /// Runs `body` on `world` ranks and gives their values in rank order.
@@ -72,16 +65,10 @@ fn operations_agree_with_their_definition() {
         for (sum, gathered, copied, transposed) in &outputs {
             assert!(sum.allclose(&expected, 1e-6, 1e-4, false));
             assert_eq!(sum, &outputs[0].0, "all ranks hold the same bits");
-            assert_eq!(
-                gathered, sum,
-                "reduce-scatter and all-gather make an all-reduce"
-            );
+            assert_eq!(gathered, sum, "reduce-scatter and all-gather make an all-reduce");
             assert_eq!(copied, &pattern(1, n));
             assert!(
-                transposed
-                    .transpose(0, 1)
-                    .reshape([-1])
-                    .allclose(&expected, 1e-6, 1e-4, false)
+                transposed.transpose(0, 1).reshape([-1]).allclose(&expected, 1e-6, 1e-4, false)
             );
         }
     }
@@ -92,10 +79,8 @@ fn sums_are_the_same_bits_each_time() {
     let run = || {
         ranks(3, PATIENT, |group| {
             let tensors: Vec<_> = (1..20).map(|i| pattern(group.rank(), i * 911)).collect();
-            let pending: Vec<_> = tensors
-                .iter()
-                .map(|t| group.begin_all_reduce(t).unwrap())
-                .collect();
+            let pending: Vec<_> =
+                tensors.iter().map(|t| group.begin_all_reduce(t).unwrap()).collect();
             pending.into_iter().for_each(|p| p.wait().unwrap());
             tensors
         })
@@ -108,26 +93,15 @@ fn sums_are_the_same_bits_each_time() {
 #[test]
 fn a_rank_that_stays_away_is_named() {
     let server = Arc::new(Store::serve("127.0.0.1", PATIENT).unwrap());
-    let error = Gloo::connect(
-        server,
-        options(0, 3, Duration::from_millis(300)),
-        AbortHandle::default(),
-    )
-    .err()
-    .unwrap();
-    let CollectiveError::TimedOut {
-        operation: Operation::Rendezvous,
-        missing,
-        ..
-    } = &error
-    else {
+    let error =
+        Gloo::connect(server, options(0, 3, Duration::from_millis(300)), AbortHandle::default())
+            .err()
+            .unwrap();
+    let CollectiveError::TimedOut { operation: Operation::Rendezvous, missing, .. } = &error else {
         panic!("{error}");
     };
     assert_eq!(missing, &[1, 2]);
-    assert!(
-        error.to_string().ends_with("ranks 1, 2 are missing"),
-        "{error}"
-    );
+    assert!(error.to_string().ends_with("ranks 1, 2 are missing"), "{error}");
 }
 
 #[test]
@@ -166,27 +140,16 @@ fn an_abort_ends_a_wait_long_before_its_deadline() {
         error
     });
     for (rank, error) in errors.iter().enumerate() {
-        assert!(
-            matches!(error, CollectiveError::Aborted { .. }),
-            "rank {rank}: {error}"
-        );
+        assert!(matches!(error, CollectiveError::Aborted { .. }), "rank {rank}: {error}");
     }
 }
 
 #[test]
 fn a_store_that_is_not_there_says_where_it_was_sought() {
-    let error = Store::connect("127.0.0.1:1", Duration::from_millis(200))
-        .err()
-        .unwrap();
-    assert!(
-        error.to_string().starts_with("rank store at 127.0.0.1:1: "),
-        "{error}"
-    );
+    let error = Store::connect("127.0.0.1:1", Duration::from_millis(200)).err().unwrap();
+    assert!(error.to_string().starts_with("rank store at 127.0.0.1:1: "), "{error}");
     let error = Store::connect("nowhere", PATIENT).err().unwrap();
-    assert_eq!(
-        error.to_string(),
-        "rank store at nowhere: not an address of the form host:port"
-    );
+    assert_eq!(error.to_string(), "rank store at nowhere: not an address of the form host:port");
 }
 
 #[test]
@@ -198,8 +161,5 @@ fn a_group_of_one_changes_nothing() {
     solo.reduce_scatter(&out, &tensor).unwrap();
     assert_eq!(out, pattern(0, 10));
     solo.abort_handle().abort();
-    assert!(matches!(
-        solo.barrier(),
-        Err(CollectiveError::Aborted { .. })
-    ));
+    assert!(matches!(solo.barrier(), Err(CollectiveError::Aborted { .. })));
 }

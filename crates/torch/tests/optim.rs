@@ -4,12 +4,8 @@ use duet_torch::Tensors;
 use duet_torch::optim::{AdamW, AdamWOptions, OptimError, clip_grad_norm};
 use tch::{Device, Kind, Tensor};
 
-const OPTIONS: AdamWOptions = AdamWOptions {
-    beta1: 0.9,
-    beta2: 0.95,
-    eps: 1e-8,
-    weight_decay: 0.1,
-};
+const OPTIONS: AdamWOptions =
+    AdamWOptions { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
 const START: [f32; 7] = [0.5, -1.25, 3.0, 1e-3, -2e-2, 7.5, 0.0];
 
 fn named(name: &str, tensor: Tensor) -> Tensors {
@@ -25,47 +21,23 @@ fn gradient(step: i64) -> Tensor {
 }
 
 fn bits(tensor: &Tensor) -> Vec<i32> {
-    Vec::try_from(
-        tensor
-            .detach()
-            .to_kind(Kind::Float)
-            .view_dtype(Kind::Int)
-            .view(-1),
-    )
-    .unwrap()
+    Vec::try_from(tensor.detach().to_kind(Kind::Float).view_dtype(Kind::Int).view(-1)).unwrap()
 }
 
 #[test]
 fn five_steps_are_pytorchs_bits() {
     // torch.optim.AdamW([p], lr=3e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1,
     // foreach=False) of PyTorch 2.11.0 on the CPU, same start and gradients; bits as int32.
-    const PARAM: [i32; 7] = [
-        1057986046,
-        -1080586419,
-        1077700091,
-        1032620474,
-        -1111656653,
-        1089092514,
-        -1154034458,
-    ];
-    const EXP_AVG: [i32; 7] = [
-        -1213941132,
-        -1175823042,
-        -1141888076,
-        -1114708141,
-        1060706167,
-        1082908177,
-        1111287586,
-    ];
-    const EXP_AVG_SQ: [i32; 7] = [
-        867063850, 916924586, 978700100, 1029325919, 1085016986, 1145450764, 1195522552,
-    ];
+    const PARAM: [i32; 7] =
+        [1057986046, -1080586419, 1077700091, 1032620474, -1111656653, 1089092514, -1154034458];
+    const EXP_AVG: [i32; 7] =
+        [-1213941132, -1175823042, -1141888076, -1114708141, 1060706167, 1082908177, 1111287586];
+    const EXP_AVG_SQ: [i32; 7] =
+        [867063850, 916924586, 978700100, 1029325919, 1085016986, 1145450764, 1195522552];
     let params = named("p", Tensor::from_slice(&START));
     let mut adamw = AdamW::new(OPTIONS, &params).unwrap();
     for step in 0..5 {
-        adamw
-            .step(3e-2, &params, &named("p", gradient(step)))
-            .unwrap();
+        adamw.step(3e-2, &params, &named("p", gradient(step))).unwrap();
     }
     assert_eq!(bits(&params["p"]), PARAM);
     assert_eq!(bits(&adamw.state()["p.exp_avg"]), EXP_AVG);
@@ -82,9 +54,7 @@ fn it_follows_the_formula_of_the_paper() {
     for step in 0..10 {
         let grad = gradient(step);
         let lr = 1e-2 / (step + 1) as f64;
-        adamw
-            .step(lr, &params, &named("p", grad.to_kind(Kind::Double)))
-            .unwrap();
+        adamw.step(lr, &params, &named("p", grad.to_kind(Kind::Double))).unwrap();
         for (i, (p, m, v)) in by_hand.iter_mut().enumerate() {
             let g = grad.double_value(&[i as i64]);
             *m = 0.9 * *m + (1.0 - 0.9) * g;
@@ -96,10 +66,7 @@ fn it_follows_the_formula_of_the_paper() {
     }
     for (i, (p, ..)) in by_hand.iter().enumerate() {
         let found = params["p"].double_value(&[i as i64]);
-        assert!(
-            (found - p).abs() <= 1e-12 * (1.0 + p.abs()),
-            "{i}: {found} {p}"
-        );
+        assert!((found - p).abs() <= 1e-12 * (1.0 + p.abs()), "{i}: {found} {p}");
     }
 }
 
@@ -110,18 +77,13 @@ fn a_restored_state_continues_bit_for_bit() {
         let mut adamw = AdamW::new(OPTIONS, &params).unwrap();
         for step in 0..6 {
             if restart && step == 3 {
-                let saved: Tensors = adamw
-                    .state()
-                    .iter()
-                    .map(|(n, t)| (n.clone(), t.copy()))
-                    .collect();
+                let saved: Tensors =
+                    adamw.state().iter().map(|(n, t)| (n.clone(), t.copy())).collect();
                 let steps = adamw.steps();
                 adamw = AdamW::new(OPTIONS, &params).unwrap();
                 adamw.load(steps, &saved).unwrap();
             }
-            adamw
-                .step(3e-2, &params, &named("p", gradient(step)))
-                .unwrap();
+            adamw.step(3e-2, &params, &named("p", gradient(step))).unwrap();
         }
         bits(&params["p"])
     };
@@ -131,10 +93,7 @@ fn a_restored_state_continues_bit_for_bit() {
 #[test]
 fn half_precision_accumulates_in_single_precision() {
     let params = named("p", Tensor::ones([1], (Kind::BFloat16, Device::Cpu)));
-    let options = AdamWOptions {
-        weight_decay: 0.0,
-        ..OPTIONS
-    };
+    let options = AdamWOptions { weight_decay: 0.0, ..OPTIONS };
     let mut adamw = AdamW::new(options, &params).unwrap();
     let grad = named("p", Tensor::ones([1], (Kind::BFloat16, Device::Cpu)));
     for _ in 0..100 {
@@ -152,23 +111,14 @@ fn mismatches_are_refused_and_change_nothing() {
     let mut adamw = AdamW::new(OPTIONS, &params).unwrap();
     let error = adamw.step(0.1, &params, &Tensors::new()).unwrap_err();
     assert_eq!(error.to_string(), "`p` has no gradient");
-    let error = adamw
-        .step(0.1, &params, &named("q", gradient(0)))
-        .unwrap_err();
+    let error = adamw.step(0.1, &params, &named("q", gradient(0))).unwrap_err();
     assert!(matches!(error, OptimError::Unknown(name) if name == "q"));
     let error = adamw
-        .step(
-            0.1,
-            &params,
-            &named("p", Tensor::zeros([2], (Kind::Float, Device::Cpu))),
-        )
+        .step(0.1, &params, &named("p", Tensor::zeros([2], (Kind::Float, Device::Cpu))))
         .unwrap_err();
     assert_eq!(error.to_string(), "`p` has shape [2], expected [7]");
     assert!(adamw.load(3, &Tensors::new()).is_err());
-    assert_eq!(
-        (adamw.steps(), bits(&params["p"])),
-        (0, bits(&Tensor::from_slice(&START)))
-    );
+    assert_eq!((adamw.steps(), bits(&params["p"])), (0, bits(&Tensor::from_slice(&START))));
 }
 
 #[test]
@@ -176,10 +126,7 @@ fn clipping_is_pytorchs() {
     // torch.nn.utils.clip_grad_norm_(..., 1.0, foreach=False), bits as int32.
     let grads: Tensors = [
         ("a".to_owned(), Tensor::from_slice(&[3f32, -4.0])),
-        (
-            "b".to_owned(),
-            Tensor::from_slice(&[1.5f32, 2.5]).view([2, 1]),
-        ),
+        ("b".to_owned(), Tensor::from_slice(&[1.5f32, 2.5]).view([2, 1])),
     ]
     .into();
     let norm = clip_grad_norm(&grads, 1.0).unwrap();

@@ -17,39 +17,25 @@ fn sample() -> Tensors {
             .view(shape)
     };
     [
-        (
-            "layers.0.weight".to_owned(),
-            numbers(Kind::Float, &[3, 5]).transpose(0, 1),
-        ),
+        ("layers.0.weight".to_owned(), numbers(Kind::Float, &[3, 5]).transpose(0, 1)),
         ("layers.1.weight".to_owned(), numbers(Kind::BFloat16, &[4])),
         ("scalar".to_owned(), Tensor::from(2.5f64)),
         ("images".to_owned(), numbers(Kind::Uint8, &[1, 2, 3])),
-        (
-            "empty".to_owned(),
-            Tensor::zeros([0, 4], (Kind::Int64, Device::Cpu)),
-        ),
+        ("empty".to_owned(), Tensor::zeros([0, 4], (Kind::Int64, Device::Cpu))),
     ]
     .into()
 }
 
 fn metadata() -> Metadata {
-    [
-        ("format", "pt"),
-        ("note", "two \"quotes\""),
-        ("window", "3"),
-    ]
-    .map(|(a, b)| (a.into(), b.into()))
-    .into()
+    [("format", "pt"), ("note", "two \"quotes\""), ("window", "3")]
+        .map(|(a, b)| (a.into(), b.into()))
+        .into()
 }
 
 #[test]
 fn what_is_written_comes_back() {
     let bytes = encode(&sample(), &metadata()).unwrap();
-    assert_eq!(
-        bytes,
-        encode(&sample(), &metadata()).unwrap(),
-        "equal content, equal bytes"
-    );
+    assert_eq!(bytes, encode(&sample(), &metadata()).unwrap(), "equal content, equal bytes");
     let file = TensorFile::from_bytes("sample", bytes.clone()).unwrap();
     assert_eq!(file.metadata(), &metadata());
     let back = file.load_all(Device::Cpu).unwrap();
@@ -67,36 +53,22 @@ fn a_file_is_mapped_and_read_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.safetensors");
     let tensors = sample();
-    let contents = tensors
-        .iter()
-        .map(|(n, t)| (n.clone(), Content::Tensor(t)))
-        .collect();
+    let contents = tensors.iter().map(|(n, t)| (n.clone(), Content::Tensor(t))).collect();
     write(&path, &contents, &metadata()).unwrap();
-    assert_eq!(
-        fs::read_dir(folder.path()).unwrap().count(),
-        1,
-        "nothing is left beside it"
-    );
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
     let file = TensorFile::open(&path).unwrap();
     assert_eq!(file.spec("layers.0.weight").unwrap().shape, [5, 3]);
-    let half = file
-        .load_as("layers.0.weight", Device::Cpu, Kind::BFloat16)
-        .unwrap();
+    let half = file.load_as("layers.0.weight", Device::Cpu, Kind::BFloat16).unwrap();
     assert_eq!(half.kind(), Kind::BFloat16);
     let label = path.display();
     for (error, text) in [
+        (file.load("nobody", Device::Cpu).unwrap_err(), format!("{label} has no tensor `nobody`")),
         (
-            file.load("nobody", Device::Cpu).unwrap_err(),
-            format!("{label} has no tensor `nobody`"),
-        ),
-        (
-            file.load_exact("scalar", Device::Cpu, Kind::Float, &[])
-                .unwrap_err(),
+            file.load_exact("scalar", Device::Cpu, Kind::Float, &[]).unwrap_err(),
             format!("{label}: tensor `scalar` is Double, expected Float"),
         ),
         (
-            file.load_exact("images", Device::Cpu, Kind::Uint8, &[6])
-                .unwrap_err(),
+            file.load_exact("images", Device::Cpu, Kind::Uint8, &[6]).unwrap_err(),
             format!("{label}: tensor `images` has shape [1, 2, 3], expected [6]"),
         ),
     ] {
@@ -108,24 +80,14 @@ fn a_file_is_mapped_and_read_by_name() {
 fn every_truncation_is_named() {
     let whole = encode(&sample(), &metadata()).unwrap();
     for len in 0..whole.len() {
-        let error = TensorFile::from_bytes("cut", whole[..len].to_vec())
-            .err()
-            .unwrap();
-        assert!(
-            matches!(error, TensorFileError::Truncated { .. }),
-            "{len}: {error}"
-        );
+        let error = TensorFile::from_bytes("cut", whole[..len].to_vec()).err().unwrap();
+        assert!(matches!(error, TensorFileError::Truncated { .. }), "{len}: {error}");
     }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("empty.safetensors");
     fs::write(&path, []).unwrap();
     let error = TensorFile::open(&path).err().unwrap();
-    assert!(
-        error
-            .to_string()
-            .ends_with("is truncated: 0 bytes, its header promises 8"),
-        "{error}"
-    );
+    assert!(error.to_string().ends_with("is truncated: 0 bytes, its header promises 8"), "{error}");
     let error = TensorFile::open(folder.path().join("none")).err().unwrap();
     assert!(error.to_string().contains("No such file"), "{error}");
 }
@@ -134,10 +96,7 @@ fn every_truncation_is_named() {
 fn tampered(from: &str, to: &str) -> Result<TensorFile, TensorFileError> {
     assert_eq!(from.len(), to.len());
     let mut bytes = encode(&sample(), &metadata()).unwrap();
-    let at = bytes
-        .windows(from.len())
-        .position(|w| w == from.as_bytes())
-        .unwrap();
+    let at = bytes.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
     bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
     TensorFile::from_bytes("tampered", bytes)
 }
@@ -153,9 +112,7 @@ fn headers_that_contradict_themselves_are_refused() {
         ("{\"__meta", "[\"__meta"),
         ("[8,68]", "[0,60]"),
     ] {
-        let error = tampered(from, to)
-            .err()
-            .unwrap_or_else(|| panic!("{from} -> {to} was taken"));
+        let error = tampered(from, to).err().unwrap_or_else(|| panic!("{from} -> {to} was taken"));
         assert!(error.to_string().contains("tampered"), "{error}");
     }
     let mut longer = encode(&sample(), &metadata()).unwrap();
@@ -169,11 +126,7 @@ fn headers_that_contradict_themselves_are_refused() {
 #[test]
 fn elements_that_cannot_be_computed_with_are_carried_but_not_loaded() {
     let data = [1u8, 2, 3, 4];
-    let raw = Content::Raw {
-        dtype: safetensors::Dtype::F8_E4M3,
-        shape: vec![4],
-        data: &data,
-    };
+    let raw = Content::Raw { dtype: safetensors::Dtype::F8_E4M3, shape: vec![4], data: &data };
     let bytes =
         encode_contents(&BTreeMap::from([("q".to_owned(), raw)]), &Metadata::new()).unwrap();
     let file = TensorFile::from_bytes("fp8", bytes).unwrap();
@@ -189,20 +142,9 @@ fn elements_that_cannot_be_computed_with_are_carried_but_not_loaded() {
 fn split_files_are_read_through_their_index() {
     let folder = tempfile::tempdir().unwrap();
     let tensors = sample();
-    let contents = || {
-        tensors
-            .iter()
-            .map(|(n, t)| (n.clone(), Content::Tensor(t)))
-            .collect()
-    };
-    let whole = write_sharded(
-        folder.path().join("one"),
-        "model",
-        contents(),
-        &metadata(),
-        1 << 20,
-    )
-    .unwrap();
+    let contents = || tensors.iter().map(|(n, t)| (n.clone(), Content::Tensor(t))).collect();
+    let whole = write_sharded(folder.path().join("one"), "model", contents(), &metadata(), 1 << 20)
+        .unwrap();
     assert_eq!(whole.len(), 1);
     let split = folder.path().join("many");
     let paths = write_sharded(&split, "model", contents(), &metadata(), 16).unwrap();
@@ -219,12 +161,7 @@ fn split_files_are_read_through_their_index() {
     assert!(error.to_string().contains("model-00001-of-"), "{error}");
     fs::write(&index, text.replace("model-00001", "../model-00001")).unwrap();
     let error = ShardedFile::open(&split, "model").err().unwrap();
-    assert!(
-        error
-            .to_string()
-            .contains("is not the name of a file beside it"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("is not the name of a file beside it"), "{error}");
 }
 
 proptest! {

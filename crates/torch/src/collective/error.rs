@@ -52,10 +52,7 @@ pub enum CollectiveError {
         missing: Vec<u32>,
     },
     /// A peer is lost, or libtorch refused.
-    #[error(
-        "{operation} {number} of rank {rank} failed: {reason}; {}",
-        missing_text(missing)
-    )]
+    #[error("{operation} {number} of rank {rank} failed: {reason}; {}", missing_text(missing))]
     Failed {
         /// What was done.
         operation: Operation,

@@ -90,13 +90,7 @@ impl Gloo {
                 missing: missing(&store, &options, "here"),
             });
         }
-        Ok(Gloo {
-            group: GroupHandle(raw),
-            store,
-            options,
-            abort,
-            begun: Cell::new(0),
-        })
+        Ok(Gloo { group: GroupHandle(raw), store, options, abort, begun: Cell::new(0) })
     }
 
     fn begin(
@@ -107,35 +101,19 @@ impl Gloo {
         let number = self.begun.get() + 1;
         self.begun.set(number);
         if self.abort.is_aborted() {
-            return Err(CollectiveError::Aborted {
-                operation,
-                rank: self.options.rank,
-            });
+            return Err(CollectiveError::Aborted { operation, rank: self.options.rank });
         }
         let work = start(self.group.0);
         if work.is_null() {
             return Err(self.failed(operation, number, ffi::last_error()));
         }
         let deadline = Instant::now() + self.options.deadline;
-        Ok(Running {
-            group: self,
-            work: WorkHandle(work),
-            operation,
-            number,
-            deadline,
-            back: None,
-        })
+        Ok(Running { group: self, work: WorkHandle(work), operation, number, deadline, back: None })
     }
 
     fn failed(&self, operation: Operation, number: u64, reason: String) -> CollectiveError {
         let missing = self.post_mortem();
-        CollectiveError::Failed {
-            operation,
-            number,
-            rank: self.options.rank,
-            reason,
-            missing,
-        }
+        CollectiveError::Failed { operation, number, rank: self.options.rank, reason, missing }
     }
 
     /// Tells the others that this rank gave up, and lists those that do not answer.
@@ -143,8 +121,7 @@ impl Gloo {
         // A store that cannot be reached is rank 0's: then everybody but this rank is unknown, and
         // rank 0 is what is missing.
         let said = self.store.set(&self.key("failed"), b"1").and_then(|()| {
-            self.store
-                .set(&self.key(&format!("stuck/{}", self.options.rank)), b"1")
+            self.store.set(&self.key(&format!("stuck/{}", self.options.rank)), b"1")
         });
         match said {
             Ok(()) => missing(&self.store, &self.options, "stuck"),
@@ -191,13 +168,7 @@ fn announce(
         }
         if Instant::now() >= end {
             let (number, after, missing) = (0, options.deadline, waiting);
-            return Err(CollectiveError::TimedOut {
-                operation,
-                number,
-                rank,
-                after,
-                missing,
-            });
+            return Err(CollectiveError::TimedOut { operation, number, rank, after, missing });
         }
         thread::sleep(ABORT_POLL);
     }
@@ -209,11 +180,7 @@ fn missing(store: &Store, options: &GlooOptions, name: &str) -> Vec<u32> {
     loop {
         let silent: Vec<u32> = (0..options.world)
             .filter(|rank| *rank != options.rank)
-            .filter(|rank| {
-                !store
-                    .has(&key(options, &format!("{name}/{rank}")))
-                    .unwrap_or(false)
-            })
+            .filter(|rank| !store.has(&key(options, &format!("{name}/{rank}"))).unwrap_or(false))
             .collect();
         if silent.is_empty() || Instant::now() >= end {
             return silent;
@@ -260,13 +227,7 @@ impl Running<'_> {
             }
             if now >= self.deadline {
                 let (after, missing) = (self.group.options.deadline, self.group.post_mortem());
-                return Err(CollectiveError::TimedOut {
-                    operation,
-                    number,
-                    rank,
-                    after,
-                    missing,
-                });
+                return Err(CollectiveError::TimedOut { operation, number, rank, after, missing });
             }
             if now >= ask_at {
                 ask_at = now + FAILURE_POLL;
@@ -293,10 +254,7 @@ impl Pending for Running<'_> {
 /// A contiguous CPU tensor with the elements of `tensor`: itself where it is one already.
 fn staged(operation: Operation, tensor: &Tensor) -> Result<Tensor, CollectiveError> {
     let copy = || tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous();
-    copy().map_err(|e| CollectiveError::Argument {
-        operation,
-        expected: e.to_string(),
-    })
+    copy().map_err(|e| CollectiveError::Argument { operation, expected: e.to_string() })
 }
 
 /// What must be copied back after an in-place operation on `staged`.
@@ -316,10 +274,7 @@ fn parts(
         return Ok(());
     }
     let expected = format!("a whole that is {world} times as large as its part");
-    Err(CollectiveError::Argument {
-        operation,
-        expected,
-    })
+    Err(CollectiveError::Argument { operation, expected })
 }
 
 impl Collective for Gloo {
@@ -346,21 +301,15 @@ impl Collective for Gloo {
     fn reduce_scatter(&self, output: &Tensor, input: &Tensor) -> Result<(), CollectiveError> {
         let operation = Operation::ReduceScatter;
         parts(operation, input, output, self.options.world)?;
-        let refused = |e: tch::TchError| CollectiveError::Argument {
-            operation,
-            expected: e.to_string(),
-        };
+        let refused =
+            |e: tch::TchError| CollectiveError::Argument { operation, expected: e.to_string() };
         let scratch = staged(operation, input)?.copy();
         // SAFETY: as above.
         let start = |group| unsafe { ffi::duet_all_reduce(group, ffi::raw(&scratch)) };
         self.begin(operation, start)?.finish()?;
         let len = output.numel() as i64;
-        let part = scratch
-            .view(-1)
-            .f_narrow(0, i64::from(self.options.rank) * len, len);
-        let part = part
-            .and_then(|p| p.f_view(output.size().as_slice()))
-            .map_err(refused)?;
+        let part = scratch.view(-1).f_narrow(0, i64::from(self.options.rank) * len, len);
+        let part = part.and_then(|p| p.f_view(output.size().as_slice())).map_err(refused)?;
         output.detach().f_copy_(&part).map_err(refused)
     }
 
@@ -391,10 +340,8 @@ impl Collective for Gloo {
     fn barrier(&self) -> Result<(), CollectiveError> {
         let timeout = millis(self.options.deadline);
         // SAFETY: a live group.
-        self.begin(Operation::Barrier, |group| unsafe {
-            ffi::duet_barrier(group, timeout)
-        })?
-        .finish()
+        self.begin(Operation::Barrier, |group| unsafe { ffi::duet_barrier(group, timeout) })?
+            .finish()
     }
 
     fn abort_handle(&self) -> AbortHandle {

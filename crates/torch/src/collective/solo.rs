@@ -13,6 +13,11 @@ impl Solo {
         Solo::default()
     }
 
+    /// A group of one that `abort` ends.
+    pub fn with_abort(abort: AbortHandle) -> Solo {
+        Solo { abort }
+    }
+
     fn alive(&self, operation: Operation) -> Result<(), CollectiveError> {
         if self.abort.is_aborted() {
             return Err(CollectiveError::Aborted { operation, rank: 0 });
@@ -30,12 +35,10 @@ impl Pending for Finished {
 }
 
 fn copy(operation: Operation, to: &Tensor, from: &Tensor) -> Result<(), CollectiveError> {
-    to.detach()
-        .f_copy_(&from.detach())
-        .map_err(|_| CollectiveError::Argument {
-            operation,
-            expected: "an output of the input's shape in a group of one".to_owned(),
-        })
+    to.detach().f_copy_(&from.detach()).map_err(|_| CollectiveError::Argument {
+        operation,
+        expected: "an output of the input's shape in a group of one".to_owned(),
+    })
 }
 
 impl Collective for Solo {
@@ -68,10 +71,7 @@ impl Collective for Solo {
             return Ok(());
         }
         let expected = "root 0 in a group of one".to_owned();
-        Err(CollectiveError::Argument {
-            operation: Operation::Broadcast,
-            expected,
-        })
+        Err(CollectiveError::Argument { operation: Operation::Broadcast, expected })
     }
 
     fn barrier(&self) -> Result<(), CollectiveError> {

@@ -38,15 +38,11 @@ impl Store {
     /// # Errors
     /// [`CollectiveError::Store`] when it is not reached within `timeout`.
     pub fn connect(address: &str, timeout: Duration) -> Result<Store, CollectiveError> {
-        let parts = address
-            .rsplit_once(':')
-            .and_then(|(host, port)| Some((host, port.parse().ok()?)));
+        let parts =
+            address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
         let Some((host, port)) = parts else {
             let reason = "not an address of the form host:port".to_owned();
-            return Err(CollectiveError::Store {
-                address: address.to_owned(),
-                reason,
-            });
+            return Err(CollectiveError::Store { address: address.to_owned(), reason });
         };
         Store::open(host.trim_matches(['[', ']']), port, false, timeout)
     }
@@ -62,23 +58,13 @@ impl Store {
         let raw = unsafe { ffi::duet_store_new(name.as_ptr(), port, server, millis(timeout)) };
         if raw.is_null() {
             let address = format!("{host}:{port}");
-            return Err(CollectiveError::Store {
-                address,
-                reason: ffi::last_error(),
-            });
+            return Err(CollectiveError::Store { address, reason: ffi::last_error() });
         }
         let handle = Handle(raw);
         // SAFETY: a live store.
         let port = unsafe { ffi::duet_store_port(raw) };
-        let host = if host.contains(':') {
-            format!("[{host}]")
-        } else {
-            host.to_owned()
-        };
-        Ok(Store {
-            inner: Mutex::new(handle),
-            address: format!("{host}:{port}"),
-        })
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        Ok(Store { inner: Mutex::new(handle), address: format!("{host}:{port}") })
     }
 
     /// Where it listens: `host:port`.
@@ -95,11 +81,7 @@ impl Store {
         // SAFETY: a live store; `value` is read only during the call.
         let status =
             unsafe { ffi::duet_store_set(handle.0, key.as_ptr(), value.as_ptr(), value.len()) };
-        if status < 0 {
-            Err(self.failed())
-        } else {
-            Ok(())
-        }
+        if status < 0 { Err(self.failed()) } else { Ok(()) }
     }
 
     /// Whether a key is there, without waiting for it.
@@ -110,11 +92,7 @@ impl Store {
         let (handle, key) = (self.lock(), ffi::text(key));
         // SAFETY: a live store.
         let status = unsafe { ffi::duet_store_has(handle.0, key.as_ptr()) };
-        if status < 0 {
-            Err(self.failed())
-        } else {
-            Ok(status == 1)
-        }
+        if status < 0 { Err(self.failed()) } else { Ok(status == 1) }
     }
 
     /// Waits for a key and gives its value.
@@ -140,16 +118,11 @@ impl Store {
     }
 
     fn lock(&self) -> MutexGuard<'_, Handle> {
-        self.inner
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn failed(&self) -> CollectiveError {
-        CollectiveError::Store {
-            address: self.address.clone(),
-            reason: ffi::last_error(),
-        }
+        CollectiveError::Store { address: self.address.clone(), reason: ffi::last_error() }
     }
 }
 

@@ -56,9 +56,7 @@ pub trait TensorSource {
     /// As [`load`](Self::load).
     fn load_as(&self, name: &str, device: Device, kind: Kind) -> Result<Tensor, TensorFileError> {
         let tensor = self.load(name, device)?;
-        tensor
-            .f_to_kind(kind)
-            .map_err(|e| self.refused(name, e.to_string()))
+        tensor.f_to_kind(kind).map_err(|e| self.refused(name, e.to_string()))
     }
 
     /// As [`load`](Self::load), refusing any other element type or shape than these.
@@ -75,21 +73,11 @@ pub trait TensorSource {
         let tensor = self.load(name, device)?;
         let (file, name) = (self.label().to_owned(), name.to_owned());
         if tensor.kind() != kind {
-            return Err(TensorFileError::Kind {
-                file,
-                name,
-                found: tensor.kind(),
-                expected: kind,
-            });
+            return Err(TensorFileError::Kind { file, name, found: tensor.kind(), expected: kind });
         }
         if tensor.size() != shape {
             let (found, expected) = (tensor.size(), shape.to_vec());
-            return Err(TensorFileError::Shape {
-                file,
-                name,
-                found,
-                expected,
-            });
+            return Err(TensorFileError::Shape { file, name, found, expected });
         }
         Ok(tensor)
     }
@@ -107,11 +95,7 @@ pub trait TensorSource {
 
     #[doc(hidden)]
     fn refused(&self, name: &str, reason: String) -> TensorFileError {
-        TensorFileError::Torch {
-            file: self.label().to_owned(),
-            name: name.to_owned(),
-            reason,
-        }
+        TensorFileError::Torch { file: self.label().to_owned(), name: name.to_owned(), reason }
     }
 }
 
@@ -147,10 +131,7 @@ impl TensorFile {
     /// [`TensorFileError`] when it cannot be read, is truncated or its header is wrong.
     pub fn open(path: impl AsRef<Path>) -> Result<TensorFile, TensorFileError> {
         let path = path.as_ref();
-        let io = |source| TensorFileError::Io {
-            file: path.to_path_buf(),
-            source,
-        };
+        let io = |source| TensorFileError::Io { file: path.to_path_buf(), source };
         let file = File::open(path).map_err(io)?;
         let len = file.metadata().map_err(io)?.len();
         // SAFETY: the map is read-only and private; see above for who may write.
@@ -185,43 +166,17 @@ impl TensorFile {
         let start = header_len + 8;
         let mut entries = BTreeMap::new();
         for (name, info) in parsed.tensors() {
-            let shape = info
-                .shape
-                .iter()
-                .map(|dim| i64::try_from(*dim).unwrap_or(i64::MAX))
-                .collect();
+            let shape =
+                info.shape.iter().map(|dim| i64::try_from(*dim).unwrap_or(i64::MAX)).collect();
             let range = start + info.data_offsets.0..start + info.data_offsets.1;
             if range.end > all.len() {
                 let (found, expected) = (all.len() as u64, range.end as u64);
-                return Err(TensorFileError::Truncated {
-                    file: label,
-                    found,
-                    expected,
-                });
+                return Err(TensorFileError::Truncated { file: label, found, expected });
             }
-            entries.insert(
-                name,
-                (
-                    Spec {
-                        dtype: info.dtype,
-                        shape,
-                    },
-                    range,
-                ),
-            );
+            entries.insert(name, (Spec { dtype: info.dtype, shape }, range));
         }
-        let metadata = parsed
-            .metadata()
-            .clone()
-            .unwrap_or_default()
-            .into_iter()
-            .collect();
-        Ok(TensorFile {
-            label,
-            data,
-            metadata,
-            entries,
-        })
+        let metadata = parsed.metadata().clone().unwrap_or_default().into_iter().collect();
+        Ok(TensorFile { label, data, metadata, entries })
     }
 
     /// The `__metadata__` of the header.
@@ -234,21 +189,15 @@ impl TensorFile {
 /// read that the file is truncated.
 fn check_length(label: &str, all: &[u8]) -> Result<(), TensorFileError> {
     let found = all.len() as u64;
-    let truncated = |expected| TensorFileError::Truncated {
-        file: label.to_owned(),
-        found,
-        expected,
-    };
+    let truncated =
+        |expected| TensorFileError::Truncated { file: label.to_owned(), found, expected };
     let Some((len, rest)) = all.split_first_chunk::<8>() else {
         return Err(truncated(8));
     };
     let header_len = u64::from_le_bytes(*len);
     if header_len > safetensors_limit() {
         let reason = format!("a header of {header_len} bytes");
-        return Err(TensorFileError::Header {
-            file: label.to_owned(),
-            reason,
-        });
+        return Err(TensorFileError::Header { file: label.to_owned(), reason });
     }
     let Some(header) = rest.get(..header_len as usize) else {
         return Err(truncated(header_len + 8));
@@ -257,17 +206,10 @@ fn check_length(label: &str, all: &[u8]) -> Result<(), TensorFileError> {
     let Ok(header) = serde_json::from_slice::<BTreeMap<String, serde_json::Value>>(header) else {
         return Ok(());
     };
-    let end = header
-        .values()
-        .filter_map(|v| v.get("data_offsets")?.get(1)?.as_u64())
-        .max()
-        .unwrap_or(0);
+    let end =
+        header.values().filter_map(|v| v.get("data_offsets")?.get(1)?.as_u64()).max().unwrap_or(0);
     let expected = end.saturating_add(header_len + 8);
-    if expected > found {
-        Err(truncated(expected))
-    } else {
-        Ok(())
-    }
+    if expected > found { Err(truncated(expected)) } else { Ok(()) }
 }
 
 /// The largest header the format allows.
@@ -285,13 +227,10 @@ impl TensorSource for TensorFile {
     }
 
     fn raw(&self, name: &str) -> Result<(Spec, &[u8]), TensorFileError> {
-        let (spec, range) = self
-            .entries
-            .get(name)
-            .ok_or_else(|| TensorFileError::Missing {
-                file: self.label.clone(),
-                name: name.to_owned(),
-            })?;
+        let (spec, range) = self.entries.get(name).ok_or_else(|| TensorFileError::Missing {
+            file: self.label.clone(),
+            name: name.to_owned(),
+        })?;
         Ok((spec.clone(), &self.data.bytes()[range.clone()]))
     }
 

@@ -37,35 +37,22 @@ impl ShardedFile {
         if !index.exists() {
             let file = TensorFile::open(folder.join(format!("{stem}.safetensors")))?;
             let label = file.label().to_owned();
-            let places = file
-                .names()
-                .into_iter()
-                .map(|name| (name.to_owned(), 0))
-                .collect();
-            return Ok(ShardedFile {
-                label,
-                files: vec![file],
-                places,
-            });
+            let places = file.names().into_iter().map(|name| (name.to_owned(), 0)).collect();
+            return Ok(ShardedFile { label, files: vec![file], places });
         }
         ShardedFile::open_index(folder, &index)
     }
 
     fn open_index(folder: &Path, path: &Path) -> Result<ShardedFile, TensorFileError> {
         let label = path.display().to_string();
-        let invalid = |reason: String| TensorFileError::Header {
-            file: label.clone(),
-            reason,
-        };
+        let invalid = |reason: String| TensorFileError::Header { file: label.clone(), reason };
         let text = fs::read(path).map_err(|e| io(path, e))?;
         let index: Index = serde_json::from_slice(&text).map_err(|e| invalid(e.to_string()))?;
         let mut numbers = BTreeMap::new();
         let (mut files, mut places) = (Vec::new(), BTreeMap::new());
         for (name, file) in index.weight_map {
             if Path::new(&file).components().count() != 1 || file.starts_with("..") {
-                return Err(invalid(format!(
-                    "`{file}` is not the name of a file beside it"
-                )));
+                return Err(invalid(format!("`{file}` is not the name of a file beside it")));
             }
             let number = match numbers.get(&file) {
                 Some(number) => *number,
@@ -78,29 +65,18 @@ impl ShardedFile {
             files[number].raw(&name)?;
             places.insert(name, number);
         }
-        Ok(ShardedFile {
-            label,
-            files,
-            places,
-        })
+        Ok(ShardedFile { label, files, places })
     }
 
     fn place(&self, name: &str) -> Result<&TensorFile, TensorFileError> {
-        self.places
-            .get(name)
-            .map(|number| &self.files[*number])
-            .ok_or_else(|| TensorFileError::Missing {
-                file: self.label.clone(),
-                name: name.to_owned(),
-            })
+        self.places.get(name).map(|number| &self.files[*number]).ok_or_else(|| {
+            TensorFileError::Missing { file: self.label.clone(), name: name.to_owned() }
+        })
     }
 
     /// The metadata of the first file.
     pub fn metadata(&self) -> Metadata {
-        self.files
-            .first()
-            .map(|file| file.metadata().clone())
-            .unwrap_or_default()
+        self.files.first().map(|file| file.metadata().clone()).unwrap_or_default()
     }
 }
 
@@ -168,22 +144,15 @@ fn write_index(
 ) -> Result<Vec<PathBuf>, TensorFileError> {
     let (mut paths, mut weight_map) = (Vec::new(), BTreeMap::new());
     for (number, shard) in shards.iter().enumerate() {
-        let file = format!(
-            "{stem}-{:05}-of-{:05}.safetensors",
-            number + 1,
-            shards.len()
-        );
+        let file = format!("{stem}-{:05}-of-{:05}.safetensors", number + 1, shards.len());
         weight_map.extend(shard.keys().map(|name| (name.clone(), file.clone())));
         paths.push(folder.join(file));
         write(&paths[number], shard, metadata)?;
     }
     let path = folder.join(format!("{stem}{INDEX_SUFFIX}"));
     let metadata = serde_json::Map::from_iter([("total_size".to_owned(), total.into())]);
-    let text = serde_json::to_vec_pretty(&Index {
-        metadata,
-        weight_map,
-    })
-    .map_err(|e| io(&path, e.into()))?;
+    let text = serde_json::to_vec_pretty(&Index { metadata, weight_map })
+        .map_err(|e| io(&path, e.into()))?;
     write_bytes(&path, &text)?;
     paths.push(path);
     Ok(paths)

@@ -32,10 +32,7 @@ pub enum Content<'a> {
 /// # Errors
 /// [`TensorFileError::Unsupported`] for an element type that the format lacks.
 pub fn encode(tensors: &Tensors, metadata: &Metadata) -> Result<Vec<u8>, TensorFileError> {
-    let contents = tensors
-        .iter()
-        .map(|(name, t)| (name.clone(), Content::Tensor(t)))
-        .collect();
+    let contents = tensors.iter().map(|(name, t)| (name.clone(), Content::Tensor(t))).collect();
     encode_contents(&contents, metadata)
 }
 
@@ -48,13 +45,7 @@ pub fn encode_contents(
     metadata: &Metadata,
 ) -> Result<Vec<u8>, TensorFileError> {
     let mut out = Vec::new();
-    stream(
-        contents,
-        metadata,
-        "a new file",
-        &mut out,
-        Path::new("memory"),
-    )?;
+    stream(contents, metadata, "a new file", &mut out, Path::new("memory"))?;
     Ok(out)
 }
 
@@ -69,9 +60,7 @@ pub fn write(
     metadata: &Metadata,
 ) -> Result<(), TensorFileError> {
     let path = path.as_ref();
-    replace(path, |file| {
-        stream(contents, metadata, &path.display().to_string(), file, path)
-    })
+    replace(path, |file| stream(contents, metadata, &path.display().to_string(), file, path))
 }
 
 /// Writes any bytes the way [`write`] does.
@@ -164,20 +153,9 @@ fn layout<'a>(
             Content::Raw { data, .. } => data.len(),
             Content::Tensor(_) => shape.iter().product::<i64>() as usize * dtype.bitsize() / 8,
         };
-        order.push(Entry {
-            name,
-            content,
-            dtype,
-            shape,
-            bytes,
-        });
+        order.push(Entry { name, content, dtype, shape, bytes });
     }
-    order.sort_by(|a, b| {
-        b.dtype
-            .bitsize()
-            .cmp(&a.dtype.bitsize())
-            .then(a.name.cmp(b.name))
-    });
+    order.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then(a.name.cmp(b.name)));
     Ok(order)
 }
 
@@ -202,23 +180,9 @@ impl Serialize for Header<'_> {
             map.serialize_entry("__metadata__", self.metadata)?;
         }
         let mut at = 0;
-        for Entry {
-            name,
-            dtype,
-            shape,
-            bytes,
-            ..
-        } in self.order
-        {
+        for Entry { name, dtype, shape, bytes, .. } in self.order {
             let data_offsets = [at, at + bytes];
-            map.serialize_entry(
-                name,
-                &Place {
-                    dtype: *dtype,
-                    shape,
-                    data_offsets,
-                },
-            )?;
+            map.serialize_entry(name, &Place { dtype: *dtype, shape, data_offsets })?;
             at += bytes;
         }
         map.end()
@@ -231,24 +195,14 @@ fn header(
     metadata: &Metadata,
     label: &str,
 ) -> Result<String, TensorFileError> {
-    let mut text = serde_json::to_string(&Header { order, metadata }).map_err(|e| {
-        TensorFileError::Header {
-            file: label.to_owned(),
-            reason: e.to_string(),
-        }
-    })?;
-    text.extend(std::iter::repeat_n(
-        ' ',
-        text.len().next_multiple_of(8) - text.len(),
-    ));
+    let mut text = serde_json::to_string(&Header { order, metadata })
+        .map_err(|e| TensorFileError::Header { file: label.to_owned(), reason: e.to_string() })?;
+    text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
     Ok(text)
 }
 
 pub(super) fn io(path: &Path, source: std::io::Error) -> TensorFileError {
-    TensorFileError::Io {
-        file: path.to_path_buf(),
-        source,
-    }
+    TensorFileError::Io { file: path.to_path_buf(), source }
 }
 
 fn torch(label: &str, name: &str, error: tch::TchError) -> TensorFileError {

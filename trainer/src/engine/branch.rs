@@ -1,0 +1,195 @@
+//! One of the two models with what trains it: the trained tensors, their gradients, AdamW.
+
+use super::settings::BranchSettings;
+use crate::error::TrainError;
+use duet_core::Seed;
+use duet_models::lora::{Adaptable, Lora};
+use duet_models::params::ParamSet;
+use duet_torch::Tensors;
+use duet_torch::collective::Collective;
+use duet_torch::optim::{AdamW, clip_grad_norm};
+use tch::{Device, Kind, Tensor};
+
+/// A branch.
+pub struct Branch {
+    /// `llm` or `dit`.
+    pub name: &'static str,
+    /// The adapter, where one is trained.
+    pub lora: Option<Lora>,
+    /// The trained tensors, by the names they are published under.
+    pub params: Tensors,
+    settings: BranchSettings,
+    optimiser: AdamW,
+    gradient: Gradient,
+}
+
+/// The gradients of all micro-batches so far, fp32, in one piece of memory in name order; each
+/// parameter's is a view of it.
+struct Gradient {
+    flat: Tensor,
+    views: Tensors,
+}
+
+impl Gradient {
+    fn new(params: &Tensors) -> Result<Gradient, TrainError> {
+        let total: usize = params.values().map(Tensor::numel).sum();
+        let device = params.values().next().map_or(Device::Cpu, Tensor::device);
+        let flat = Tensor::f_zeros([total as i64], (Kind::Float, device))?;
+        let (mut views, mut at) = (Tensors::new(), 0i64);
+        for (name, param) in params {
+            let len = param.numel() as i64;
+            let view = flat.f_narrow(0, at, len)?.f_view(param.size().as_slice())?;
+            views.insert(name.clone(), view);
+            at += len;
+        }
+        Ok(Gradient { flat, views })
+    }
+}
+
+impl Branch {
+    /// Prepares a model for training: marks what is trained, or puts an adapter on it. All else
+    /// of the model is frozen.
+    ///
+    /// # Errors
+    /// The adapter fits no layer, or memory is short.
+    pub fn new<M: Adaptable>(
+        name: &'static str,
+        model: &mut M,
+        frozen: impl Fn(&M) -> &ParamSet,
+        settings: BranchSettings,
+        seed: &Seed,
+    ) -> Result<Branch, TrainError> {
+        let (lora, params) = match &settings.lora {
+            _ if settings.frozen => {
+                frozen(model).set_trainable(|_| false);
+                (None, Tensors::new())
+            }
+            Some(config) => {
+                frozen(model).set_trainable(|_| false);
+                let lora = Lora::attach(model, config.clone(), seed)?;
+                lora.params().set_trainable(|_| true);
+                let params = lora.params().to_map();
+                (Some(lora), params)
+            }
+            None => {
+                frozen(model).set_trainable(|_| true);
+                (None, frozen(model).to_map())
+            }
+        };
+        let optimiser = AdamW::new(settings.adamw, &params)?;
+        let gradient = Gradient::new(&params)?;
+        Ok(Branch { name, lora, params, settings, optimiser, gradient })
+    }
+
+    /// Optimiser steps taken.
+    pub fn steps(&self) -> u64 {
+        self.optimiser.steps()
+    }
+
+    /// Back-propagates a micro-batch's loss and adds its gradient to those before it.
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn backward(&mut self, loss: &Tensor) -> Result<(), TrainError> {
+        loss.f_backward()?;
+        for (name, sum) in &self.gradient.views {
+            let mut param = self.params[name].shallow_clone();
+            let grad = param.grad();
+            if grad.defined() {
+                let _ = sum.shallow_clone().f_add_(&grad.f_to_kind(Kind::Float)?)?;
+                param.zero_grad();
+            }
+        }
+        Ok(())
+    }
+
+    /// Sums the gradient over all ranks, in buckets that travel one behind the other.
+    ///
+    /// # Errors
+    /// [`TrainError::Collective`].
+    pub fn reduce(&self, group: &dyn Collective, bucket_bytes: usize) -> Result<(), TrainError> {
+        if group.world() == 1 {
+            return Ok(());
+        }
+        let total = self.gradient.flat.numel() as i64;
+        let bucket = (bucket_bytes / 4).max(1) as i64;
+        let pieces = (0..total).step_by(bucket as usize);
+        let pieces = pieces
+            .map(|at| self.gradient.flat.f_narrow(0, at, bucket.min(total - at)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let begun = pieces
+            .iter()
+            .map(|piece| group.begin_all_reduce(piece))
+            .collect::<Result<Vec<_>, _>>()?;
+        begun.into_iter().try_for_each(|pending| pending.wait())?;
+        Ok(())
+    }
+
+    /// Clips the gradient and gives its norm before. Nothing is scaled where it is not finite.
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn clip(&self, max_norm: f64) -> Result<f64, TrainError> {
+        Ok(clip_grad_norm(&self.gradient.views, max_norm)?)
+    }
+
+    /// The name of the first parameter whose gradient is not finite.
+    pub fn bad_gradient(&self) -> Option<&str> {
+        let bad = |(_, view): &(&String, &Tensor)| !duet_torch::all_finite([*view]);
+        self.gradient.views.iter().find(bad).map(|(name, _)| name.as_str())
+    }
+
+    /// Takes an optimiser step and clears the gradient.
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn step(&mut self) -> Result<(), TrainError> {
+        self.optimiser.step(self.settings.lr, &self.params, &self.gradient.views)?;
+        self.clear();
+        Ok(())
+    }
+
+    /// Forgets the gradient.
+    pub fn clear(&mut self) {
+        let _ = self.gradient.flat.zero_();
+    }
+
+    /// Learning rate.
+    pub fn lr(&self) -> f64 {
+        self.settings.lr
+    }
+
+    /// Parameters and optimiser state under `NAME/param/...` and `NAME/adamw/...`; handles, not
+    /// copies.
+    pub fn state(&self) -> Tensors {
+        let params = self.params.iter().map(|(n, t)| (self.param_key(n), t.detach()));
+        let state = self.optimiser.state();
+        let state = state.into_iter().map(|(n, t)| (format!("{}/adamw/{n}", self.name), t));
+        params.chain(state).collect()
+    }
+
+    /// Takes over a state that [`state`](Self::state) gave.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape; then the branch must not be used.
+    pub fn load(&mut self, steps: u64, state: &Tensors) -> Result<(), TrainError> {
+        let prefix = format!("{}/adamw/", self.name);
+        let own = state.iter().filter_map(|(name, tensor)| {
+            Some((name.strip_prefix(&prefix)?.to_owned(), tensor.shallow_clone()))
+        });
+        self.optimiser.load(steps, &own.collect())?;
+        for (name, param) in &self.params {
+            let key = self.param_key(name);
+            let saved =
+                state.get(&key).filter(|saved| saved.size() == param.size()).ok_or_else(|| {
+                    TrainError::Checkpoint(format!("`{key}` is missing or has another shape"))
+                })?;
+            tch::no_grad(|| param.shallow_clone().f_copy_(saved))?;
+        }
+        Ok(())
+    }
+
+    fn param_key(&self, name: &str) -> String {
+        format!("{}/param/{name}", self.name)
+    }
+}

@@ -1,0 +1,51 @@
+//! What a run's configuration says to the engine, in the engine's own words.
+
+use duet_core::Seed;
+use duet_models::lora::LoraConfig;
+use duet_models::loss::{DitLoss, LlmLoss};
+use duet_models::pipeline::LoadOptions;
+use duet_models::render::RenderOptions;
+use duet_torch::optim::AdamWOptions;
+use std::path::PathBuf;
+
+/// How one of the two models is trained.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BranchSettings {
+    /// Learning rate.
+    pub lr: f64,
+    /// Constants of AdamW.
+    pub adamw: AdamWOptions,
+    /// Train an adapter; `None`: all weights.
+    pub lora: Option<LoraConfig>,
+    /// Never trained in this run: no gradients, no optimiser.
+    pub frozen: bool,
+}
+
+/// Everything the engine needs to know of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The base model's pipeline folder.
+    pub model: PathBuf,
+    /// Where and as what it is loaded.
+    pub load: LoadOptions,
+    /// The run's root seed; adapters start from it.
+    pub seed: Seed,
+    /// Temperature of the traces.
+    pub temperature: f64,
+    /// How images were sampled.
+    pub render: RenderOptions,
+    /// The language model's optimiser.
+    pub llm: BranchSettings,
+    /// The language model's loss.
+    pub llm_loss: LlmLoss,
+    /// The transformer's optimiser.
+    pub dit: BranchSettings,
+    /// The transformer's loss.
+    pub dit_loss: DitLoss,
+    /// Gradients of each branch are scaled down to this L2 norm.
+    pub max_grad_norm: f64,
+    /// Optimiser steps on each iteration's trees.
+    pub updates: u32,
+    /// Gradients are summed over ranks in pieces of at most this size.
+    pub bucket_bytes: usize,
+}

@@ -1,0 +1,82 @@
+//! `run`: from the configuration to a rank in session with its coordinator.
+
+use crate::address;
+use crate::args::RunArgs;
+use crate::error::TrainError;
+use crate::failure::Failure;
+use crate::rank::RankState;
+use crate::serve::{Trainer, serve};
+use crate::translate;
+use duet_config::{Config, Device};
+use duet_core::{Role, WorkerId};
+use duet_service::shutdown;
+use duet_service::worker::{Session, SessionError, WorkerOptions};
+use duet_store::Store;
+use duet_torch::device::DeviceThread;
+use std::time::Duration;
+
+/// How long the coordinator may be away before the worker gives up.
+const RECONNECT: Duration = Duration::from_secs(120);
+
+/// Works for a run until it is over or this process is told to stop.
+///
+/// # Errors
+/// [`Failure`] with the exit code.
+pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    let environment = std::env::vars().collect();
+    let config = Config::load(&args.config, &environment, &args.set)?;
+    let threads = config.workers.threads;
+    let torch = duet_torch::init(threads).map_err(TrainError::from)?;
+    if config.workers.device == Device::Cuda && !torch.cuda {
+        let reason = "workers.device: there is no GPU that libtorch can use; set it to `cpu`";
+        return Err(Failure::Config(reason.to_owned()));
+    }
+    let host = match &args.host {
+        Some(host) => host.clone(),
+        None => address::towards(&args.coordinator).map_err(Failure::Io)?,
+    };
+    let settings = translate::settings(&config);
+    let device = DeviceThread::spawn("device", move || {
+        let model = settings.model.display().to_string();
+        let state = RankState::new(settings, threads)?;
+        tracing::info!(model, "model loaded");
+        Ok::<_, TrainError>(state)
+    })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Io(format!("cannot start the runtime: {error}")))?;
+    runtime.block_on(work(args, &config, (device, host)))
+}
+
+/// In session until the end.
+async fn work(
+    args: &RunArgs,
+    config: &Config,
+    (device, host): (DeviceThread<RankState>, String),
+) -> Result<(), Failure> {
+    let store = Store::open(&config.store_url()).map_err(|error| Failure::Io(error.to_string()))?;
+    let token = shutdown::token()
+        .map_err(|error| Failure::Io(format!("cannot listen for signals: {error}")))?;
+    let options = WorkerOptions {
+        coordinator: args.coordinator.clone(),
+        worker: WorkerId(args.id.clone()),
+        role: Role::Trainer,
+        config_digest: config.digest(),
+        reconnect_deadline: RECONNECT,
+    };
+    let mut session = match Session::connect(options, token).await {
+        Err(SessionError::Stopped) => return Ok(()),
+        session => session?,
+    };
+    let deadline = Duration::from_millis(config.trainer.collective_timeout_ms);
+    let mut trainer = Trainer::new(device, store, (host, deadline), session.aborted());
+    let reason = match serve(&mut session, &mut trainer).await {
+        Err(SessionError::Stopped) => "told to stop by a signal".to_owned(),
+        reason => reason?,
+    };
+    tracing::info!(reason, "leaving");
+    session.leave(&reason).await;
+    Ok(())
+}

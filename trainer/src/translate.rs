@@ -1,0 +1,154 @@
+//! The configuration in the engine's words.
+
+use crate::engine::{BranchSettings, Settings};
+use duet_config::{
+    Aggregation, Branch, Config, Device, DitKl, DitObjective, Dtype, KlEstimator, LlmObjective,
+    Sampler,
+};
+use duet_core::Seed;
+use duet_core::schedule::Schedule;
+use duet_models::lora::LoraConfig;
+use duet_models::loss;
+use duet_models::pipeline::LoadOptions;
+use duet_models::render::RenderOptions;
+use duet_models::sde::SdeKind;
+use duet_torch::optim::AdamWOptions;
+use tch::Kind;
+
+/// What the engine needs to know of a run.
+pub fn settings(config: &Config) -> Settings {
+    let (llm_frozen, dit_frozen) = match config.schedule {
+        Schedule::Weights { llm, dit } => (llm == 0.0, dit == 0.0),
+        // Every other schedule opens both branches sooner or later.
+        _ => (false, false),
+    };
+    let trainer = &config.trainer;
+    Settings {
+        model: config.model_path(),
+        load: load(config),
+        seed: Seed::root(config.run.seed),
+        temperature: config.rollout.temperature,
+        render: render(config),
+        llm: branch(&config.llm.branch, llm_frozen),
+        llm_loss: llm_loss(config),
+        dit: branch(&config.dit.branch, dit_frozen),
+        dit_loss: dit_loss(config),
+        max_grad_norm: trainer.max_grad_norm,
+        updates: trainer.updates_per_rollout,
+        bucket_bytes: (trainer.bucket_mib as usize) << 20,
+    }
+}
+
+fn load(config: &Config) -> LoadOptions {
+    let kind = match config.model.dtype {
+        Dtype::Float32 => Kind::Float,
+        Dtype::Bfloat16 => Kind::BFloat16,
+    };
+    let device = match config.workers.device {
+        Device::Cpu => tch::Device::Cpu,
+        Device::Cuda => tch::Device::Cuda(0),
+    };
+    LoadOptions { device, lm: kind, dit: kind, vae: Kind::Float }
+}
+
+fn render(config: &Config) -> RenderOptions {
+    let rollout = &config.rollout;
+    RenderOptions {
+        steps: rollout.steps as usize,
+        guidance: rollout.guidance_scale,
+        sde: match rollout.sampler {
+            Sampler::FlowGrpo => SdeKind::FlowGrpo,
+            Sampler::Cps => SdeKind::Cps,
+            Sampler::Dance => SdeKind::Dance,
+        },
+        noise_level: rollout.noise_level,
+        width: i64::from(rollout.width),
+        height: i64::from(rollout.height),
+    }
+}
+
+fn branch(branch: &Branch, frozen: bool) -> BranchSettings {
+    let optimizer = &branch.optimizer;
+    let lora = branch.lora.as_ref().map(|lora| LoraConfig {
+        rank: i64::from(lora.rank),
+        alpha: lora.alpha,
+        targets: lora.targets.clone(),
+    });
+    let [beta1, beta2] = optimizer.betas;
+    let adamw =
+        AdamWOptions { beta1, beta2, eps: optimizer.eps, weight_decay: optimizer.weight_decay };
+    BranchSettings { lr: optimizer.lr, adamw, lora, frozen }
+}
+
+fn llm_loss(config: &Config) -> loss::LlmLoss {
+    let llm = &config.llm;
+    let (clip_low, clip_high) = (llm.clip_low, llm.clip_high);
+    let estimator = match llm.kl_estimator {
+        KlEstimator::K1 => loss::KlEstimator::K1,
+        KlEstimator::K2 => loss::KlEstimator::K2,
+        KlEstimator::K3 => loss::KlEstimator::K3,
+    };
+    let kl = loss::Kl { coefficient: llm.kl, estimator, straight_through: llm.kl_straight_through };
+    loss::LlmLoss {
+        objective: match llm.objective {
+            LlmObjective::Ppo => {
+                loss::LlmObjective::Ppo { clip_low, clip_high, dual: llm.dual_clip }
+            }
+            LlmObjective::Gspo => loss::LlmObjective::Gspo { clip_low, clip_high },
+            LlmObjective::Cispo => loss::LlmObjective::Cispo { max: llm.cispo_max },
+        },
+        aggregation: match llm.aggregation {
+            Aggregation::TokenMean => loss::Aggregation::TokenMean,
+            Aggregation::SequenceMean => loss::Aggregation::SequenceMeanTokenMean,
+            Aggregation::Constant => {
+                loss::Aggregation::Constant { length: f64::from(llm.aggregation_length) }
+            }
+        },
+        kl: (llm.kl != 0.0).then_some(kl),
+        importance_cap: llm.importance_cap,
+    }
+}
+
+fn dit_loss(config: &Config) -> loss::DitLoss {
+    let dit = &config.dit;
+    let (range, coefficient) = (dit.clip_range, dit.kl);
+    let kl = match dit.kl_kind {
+        DitKl::Exact => loss::DitKl::Exact { coefficient },
+        DitKl::FlowGrpo => loss::DitKl::FlowGrpo { coefficient },
+    };
+    loss::DitLoss {
+        objective: match dit.objective {
+            DitObjective::Clip => loss::DitObjective::Clip { range },
+            DitObjective::Guard => loss::DitObjective::Guard { range },
+            DitObjective::Dppo => loss::DitObjective::Dppo { limit: dit.dppo_limit },
+        },
+        advantage_clip: dit.adv_clip,
+        kl: (coefficient != 0.0).then_some(kl),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn read(text: &str) -> Settings {
+        settings(&Config::from_text("test", text, &BTreeMap::new(), &[]).unwrap())
+    }
+
+    #[test]
+    fn a_weights_schedule_freezes_the_branch_it_closes() {
+        let text = "[model]\nbootstrap = \"test\"\n[schedule]\nkind = \"weights\"\nllm_weight = 1.0\ndit_weight = 0.0\n";
+        let settings = read(text);
+        assert!(!settings.llm.frozen && settings.dit.frozen);
+    }
+
+    #[test]
+    fn penalties_are_absent_at_zero() {
+        let text = "[model]\nbootstrap = \"test\"\n[llm]\nkl = 0.001\nlr = 3e-6\n[dit]\nkl = 0.0\n";
+        let settings = read(text);
+        assert_eq!(settings.llm_loss.kl.map(|kl| kl.coefficient), Some(0.001));
+        assert!(settings.dit_loss.kl.is_none());
+        assert_eq!(settings.llm.lr, 3e-6);
+    }
+}
