@@ -7,8 +7,10 @@
 
 pub mod advantage;
 pub mod digest;
+pub mod exact;
 pub mod ids;
 pub mod invariants;
+pub mod mutation;
 pub mod reward;
 pub mod schedule;
 pub mod scheduler;

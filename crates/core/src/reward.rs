@@ -61,6 +61,7 @@ pub struct TreeRewards {
 pub fn mixed(mix: &Mix, scores: &LeafScores) -> Option<f64> {
     mix.iter().try_fold(0.0, |sum, (name, weight)| match scores.get(name) {
         Some(Score::Scored(value)) if value.is_finite() => Some(sum + weight * value),
+        _ if crate::mutation::Mutation::FailedScoreIsZero.on() => Some(sum),
         _ => None,
     })
 }

@@ -215,7 +215,7 @@ pub struct Trace {
 #[serde(rename_all = "kebab-case")]
 pub enum Score {
     /// A finite number.
-    Scored(f64),
+    Scored(#[serde(with = "crate::exact::number")] f64),
     /// The scorer could not say, and why.
     Failed(String),
     /// The scorer did not answer in time.

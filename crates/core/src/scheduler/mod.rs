@@ -9,13 +9,18 @@
 //! rebuilt from what workers say after a restart.
 
 mod api;
+mod apply;
 mod batch;
 mod dispatch;
 mod leases;
 mod lineage;
+mod membership;
+mod outcomes;
 mod record;
+mod restore;
 mod state;
 mod status;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod trainers;
@@ -29,15 +34,15 @@ pub use state::{Committed, Misfit, State, Subtree, Totals, Tree, Tries, iteratio
 pub use status::{RunState, StatusView, WorkerView};
 
 use crate::invariants::{self, Violation};
-use crate::seed::{Purpose, Seed};
+use crate::mutation::Mutation;
+use crate::seed::Seed;
 use crate::spec::{RunSpec, SpecError};
 use crate::work::{PromptRow, Report, Unit};
 use crate::{Generation, Millis, PolicyVersion, TreeId, WorkerId};
 use leases::Leases;
-use rand::Rng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use trainers::Group;
+use trainers::{Group, GroupFailures};
 use workers::Workers;
 
 /// Why a scheduler could not be made.
@@ -63,9 +68,17 @@ pub struct Scheduler {
     group: Group,
     /// Trees of an admitted, uncommitted iteration that are not settled yet.
     unsettled: BTreeMap<u32, u32>,
+    /// Whether the leases from before a restart have been taken up.
+    adopted: bool,
+    /// Trainer groups that came to nothing since the last commit.
+    group_failures: GroupFailures,
+    /// Iterations in a row of which no tree survived.
+    barren: BTreeSet<u32>,
     /// A manifest is being written for this version.
     writing: Option<PolicyVersion>,
     stopping: bool,
+    /// An invariant was broken: nothing is decided any more.
+    halted: bool,
     finished: Option<FinishReason>,
     output: Output,
     stale_reports: u64,
@@ -108,8 +121,12 @@ impl Scheduler {
             leases: Leases::default(),
             group: Group::None,
             unsettled: BTreeMap::new(),
+            adopted: false,
+            group_failures: GroupFailures::default(),
+            barren: BTreeSet::new(),
             writing: None,
             stopping: false,
+            halted: false,
             finished: None,
             output: Output::default(),
             stale_reports: 0,
@@ -151,7 +168,7 @@ impl Scheduler {
 
     /// Takes an event at a moment. Outputs must be drained afterwards, also when it was refused.
     pub fn handle(&mut self, now: Millis, event: Event) -> Verdict {
-        self.now = self.now.max(now);
+        self.begin(now);
         let verdict = match event {
             Event::Registered { worker, role, session } => self.register(worker, role, session),
             Event::Polled { worker, session } => self.polled(&worker, session),
@@ -164,8 +181,7 @@ impl Scheduler {
             Event::Left { worker, session, reason } => self.left(&worker, session, &reason),
             Event::CheckpointWritten { version, manifest } => {
                 self.writing = None;
-                self.checkpointed(version, manifest);
-                Verdict::Accepted
+                self.checkpointed(version, manifest)
             }
             Event::CheckpointFailed { version, reason } => {
                 self.writing = None;
@@ -183,18 +199,31 @@ impl Scheduler {
 
     /// Takes note of the time: leases, workers and groups whose deadline has passed are given up.
     pub fn handle_timeout(&mut self, now: Millis) {
-        self.now = self.now.max(now);
+        self.begin(now);
         self.expire_leases();
         self.expire_workers();
         self.expire_group();
         self.leases.wake(self.now);
+        self.workers.unpark(self.now);
         self.progress();
     }
 
-    /// When [`Scheduler::handle_timeout`] wants to be called next.
+    fn begin(&mut self, now: Millis) {
+        self.now = self.now.max(now);
+        if !self.adopted {
+            self.adopted = true;
+            self.adopt_orphans();
+        }
+    }
+
+    /// When [`Scheduler::handle_timeout`] wants to be called next; a moment that has passed means
+    /// at once.
     pub fn poll_timeout(&self) -> Option<Millis> {
-        let group = self.group.deadline();
-        [self.leases.next_deadline(), self.next_worker_deadline(), group]
+        if !self.adopted {
+            return Some(Millis(0));
+        }
+        let leases = self.leases.next_deadline();
+        [leases, self.next_worker_deadline(), self.next_group_deadline(), self.next_late()]
             .into_iter()
             .flatten()
             .min()
@@ -225,8 +254,7 @@ impl Scheduler {
             Report::PublishAck { version } => self.workers.acknowledge(worker, version),
             Report::PublishFailed { version, reason } => {
                 self.fail("publish", format!("{worker} could not take {version}: {reason}"));
-                self.blame(worker);
-                Verdict::Accepted
+                self.publish_failed(worker)
             }
             Report::StoreReady { epoch, address } => self.store_ready(worker, epoch, address),
             Report::TrainerReady { epoch, rank, version, digest } => {
@@ -245,8 +273,8 @@ impl Scheduler {
 
     fn control(&mut self, command: Command) -> Verdict {
         match command {
-            Command::Pause => self.commit(Record::Paused(true)),
-            Command::Resume => self.commit(Record::Paused(false)),
+            Command::Pause => self.pause(true),
+            Command::Resume => self.pause(false),
             Command::Stop => self.stopping = true,
             Command::Drain(worker) => return self.drain(&worker),
         }
@@ -256,12 +284,26 @@ impl Scheduler {
     /// Applies a record and queues it for the journal. A record the scheduler itself made always
     /// fits; if it does not, that is a bug, and the run stops with its name instead of going wrong.
     fn commit(&mut self, record: Record) {
+        if self.halted {
+            return;
+        }
         if let Err(misfit) = self.apply(&record) {
-            self.fail("invariant", misfit.to_string());
-            self.finish(FinishReason::Failed(misfit.to_string()));
+            self.halt(misfit.to_string());
+            return;
+        }
+        if Mutation::SkipRecord.on() && matches!(record, Record::AttemptFailed { .. }) {
             return;
         }
         self.output.records.push(record);
+    }
+
+    /// Stops everything: an invariant is broken, and nothing may build on that.
+    fn halt(&mut self, text: String) {
+        if !self.halted {
+            self.halted = true;
+            self.fail("invariant", text.clone());
+            self.finish(FinishReason::Failed(text));
+        }
     }
 
     fn apply(&mut self, record: &Record) -> Result<(), Misfit> {
@@ -272,56 +314,27 @@ impl Scheduler {
         self.state.apply(&self.spec, &rows, record)
     }
 
-    /// The data set rows of an iteration: the run's prompts in an order shuffled anew each epoch. A
-    /// pure function of seed, iteration, P and the size of the data set; there is no cursor to lose.
-    fn rows(&mut self, iteration: u32) -> Vec<usize> {
-        let p = u64::from(self.spec.prompts_per_iteration);
-        let n = self.prompts.len() as u64;
-        let first = u64::from(iteration) * p;
-        (first..first + p)
-            .map(|position| {
-                let epoch = position / n;
-                let root = self.root;
-                let order = self.epoch_order.entry(epoch).or_insert_with(|| {
-                    shuffled(&root.derive(Purpose::Prompts, &[epoch]), n as usize)
-                });
-                order[(position % n) as usize]
-            })
-            .collect()
-    }
-
-    /// Recomputes what is derived from the durable state: ready units and unsettled trees.
-    fn rebuild(&mut self) {
-        let State { trees, version, .. } = &self.state;
-        for (id, tree) in trees {
-            if u64::from(id.iteration) < version.0 || tree.settled() {
-                continue;
-            }
-            *self.unsettled.entry(id.iteration).or_default() += 1;
-            if tree.subtrees.is_empty() {
-                self.leases.ready(Unit::Think(*id));
-            }
-            for (trace, subtree) in (0u32..).zip(&tree.subtrees) {
-                let id = id.subtree(trace);
-                match (&subtree.render, &subtree.scores) {
-                    (None, _) => self.leases.ready(Unit::Render(id)),
-                    (Some(_), None) => self.leases.ready(Unit::Score(id)),
-                    (Some(_), Some(_)) => {}
-                }
-            }
-        }
-    }
-
     /// Moves everything that can move: admission, steps, leases, farewells.
     fn progress(&mut self) {
+        if self.finished.is_none() && self.is_complete() {
+            self.finish(FinishReason::Completed);
+        }
         if self.finished.is_none() {
             self.admit();
             self.drive_trainers();
+        }
+        if self.finished.is_none() {
             self.dispatch();
         }
         if self.finished.is_some() {
             self.dismiss_all();
         }
+    }
+
+    /// Whether all iterations are committed and checkpointed: nothing is left to do for anybody.
+    fn is_complete(&self) -> bool {
+        let last = PolicyVersion(u64::from(self.spec.iterations));
+        self.state.checkpoint.as_ref().is_some_and(|(version, _)| *version >= last)
     }
 
     /// Admits iterations up to the lag: at most L + 1 beyond the committed version.
@@ -340,7 +353,10 @@ impl Scheduler {
 
     /// The version an iteration is sampled with (DU-3).
     fn sampling_version(&self, iteration: u32) -> PolicyVersion {
-        PolicyVersion(u64::from(iteration.saturating_sub(self.spec.lag)))
+        if Mutation::SampleAhead.on() {
+            return self.state.version;
+        }
+        State::sampled_with(&self.spec, iteration)
     }
 
     fn fail(&mut self, kind: &str, text: String) {
@@ -355,13 +371,4 @@ impl Scheduler {
             self.output.effects.push(Effect::Finished(reason));
         }
     }
-}
-
-fn shuffled(seed: &Seed, n: usize) -> Vec<usize> {
-    let mut rng = seed.rng();
-    let mut order: Vec<usize> = (0..n).collect();
-    for i in (1..n).rev() {
-        order.swap(i, (rng.next_u64() % (i as u64 + 1)) as usize);
-    }
-    order
 }

@@ -37,6 +37,8 @@ pub enum Record {
         id: LeaseId,
         /// To whom.
         worker: WorkerId,
+        /// To which process of that name.
+        session: u64,
     },
     /// A unit is done.
     Completed {
@@ -49,7 +51,7 @@ pub enum Record {
         /// Time spent at the worker.
         took: Millis,
     },
-    /// An attempt failed.
+    /// An attempt came to nothing.
     AttemptFailed {
         /// Unit and attempt.
         id: LeaseId,
@@ -59,6 +61,8 @@ pub enum Record {
         kind: String,
         /// What happened.
         reason: String,
+        /// The worker was lost or too slow; nothing says that the unit is to blame.
+        lost: bool,
     },
     /// A tree was given up.
     GivenUp {
@@ -79,6 +83,7 @@ pub enum Record {
         /// The policy after it.
         weights: Weights,
         /// Losses, ratios, norms.
+        #[serde(with = "crate::exact::numbers")]
         metrics: BTreeMap<String, f64>,
     },
     /// A checkpoint is complete.

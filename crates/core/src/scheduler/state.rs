@@ -1,9 +1,9 @@
 //! The durable state: what the journal rebuilds, and what a checkpoint carries.
 
-use super::record::{Fate, Record};
+use super::record::Fate;
 use crate::reward::{TreeRewards, tree_rewards};
 use crate::spec::RunSpec;
-use crate::work::{Done, LeafScores, Trace, Unit, Weights};
+use crate::work::{LeafScores, Trace, Unit, Weights};
 use crate::{
     ArtifactRef, Digest, Generation, PolicyVersion, SubtreeId, TrainerEpoch, TreeId, WorkerId,
 };
@@ -15,12 +15,14 @@ use std::collections::BTreeMap;
 pub struct Tries {
     /// Attempts given out so far; the last one is the one whose report counts.
     pub given: u32,
-    /// Attempts that failed.
+    /// Attempts that failed through the unit's own fault, as far as one can tell.
     pub failed: u32,
-    /// The newest attempt that failed: nothing it still reports counts (DU-6).
+    /// The newest attempt that came to nothing: nothing it still reports counts (DU-6).
     pub dead: u32,
     /// Who holds, or did, the last attempt.
     pub worker: Option<WorkerId>,
+    /// Which process of that worker.
+    pub session: u64,
 }
 
 /// A trace with its leaves.
@@ -77,6 +79,7 @@ pub struct Committed {
     /// The policy after it.
     pub weights: Weights,
     /// The trainers' numbers.
+    #[serde(with = "crate::exact::numbers")]
     pub metrics: BTreeMap<String, f64>,
 }
 
@@ -109,6 +112,7 @@ pub struct State {
     /// Iterations whose trees exist or existed.
     pub admitted: u32,
     /// Trees not yet collected.
+    #[serde(with = "crate::exact::pairs")]
     pub trees: BTreeMap<TreeId, Tree>,
     /// Committed steps not yet collected, by iteration.
     pub steps: BTreeMap<u32, Committed>,
@@ -165,6 +169,17 @@ impl State {
         }
     }
 
+    /// The version that an iteration's trees are sampled with (DU-3).
+    pub fn sampled_with(spec: &RunSpec, iteration: u32) -> PolicyVersion {
+        PolicyVersion(u64::from(iteration.saturating_sub(spec.lag)))
+    }
+
+    /// Trees that are admitted and have no fate yet.
+    pub fn in_flight(&self) -> u64 {
+        let totals = &self.totals;
+        totals.admitted.saturating_sub(totals.trained + totals.zero_spread + totals.failed)
+    }
+
     /// Whether a unit's result is in (or its tree has ended).
     pub fn is_done(&self, unit: Unit) -> bool {
         let Some(tree) = self.trees.get(&unit.tree()) else { return true };
@@ -174,156 +189,6 @@ impl State {
                 Unit::Render(id) => self.subtree(id).is_some_and(|s| s.render.is_some()),
                 Unit::Score(id) => self.subtree(id).is_some_and(|s| s.scores.is_some()),
             }
-    }
-
-    fn tries_mut(&mut self, unit: Unit) -> Result<&mut Tries, Misfit> {
-        let missing = || Misfit(format!("{} of {} is not there", unit.stage(), unit.tree()));
-        let tree = self.trees.get_mut(&unit.tree()).ok_or_else(missing)?;
-        match unit {
-            Unit::Think(_) => Ok(&mut tree.think_tries),
-            Unit::Render(id) => {
-                { tree.subtrees.get_mut(id.trace as usize).map(|s| &mut s.render_tries) }
-                    .ok_or_else(missing)
-            }
-            Unit::Score(id) => {
-                { tree.subtrees.get_mut(id.trace as usize).map(|s| &mut s.score_tries) }
-                    .ok_or_else(missing)
-            }
-        }
-    }
-
-    /// The one place where state changes: live and on restore alike.
-    ///
-    /// `rows` are the data set rows of the iteration that a record admits.
-    pub fn apply(&mut self, spec: &RunSpec, rows: &[usize], record: &Record) -> Result<(), Misfit> {
-        match record {
-            Record::Opened { generation } => self.generation = *generation,
-            Record::Admitted { iteration } => self.admit(*iteration, rows)?,
-            Record::Leased { id, worker } => {
-                let tries = self.tries_mut(id.unit)?;
-                if id.attempt.0 <= tries.given {
-                    return Err(Misfit(format!(
-                        "{} of {} was given out before",
-                        id.attempt,
-                        id.unit.tree()
-                    )));
-                }
-                tries.given = id.attempt.0;
-                tries.worker = Some(worker.clone());
-            }
-            Record::Completed { id, worker, result, .. } => {
-                self.tries_mut(id.unit)?.worker = Some(worker.clone());
-                self.complete(spec, id.unit, result)?;
-            }
-            Record::AttemptFailed { id, kind, .. } => {
-                let tries = self.tries_mut(id.unit)?;
-                tries.failed += 1;
-                tries.dead = id.attempt.0;
-                *self.totals.failures.entry(kind.clone()).or_default() += 1;
-            }
-            Record::GivenUp { tree, reason } => {
-                let entry =
-                    self.trees.get_mut(tree).ok_or_else(|| Misfit(format!("no tree {tree}")))?;
-                if entry.fate.is_some() {
-                    return Err(Misfit(format!("DU-2: tree {tree} has a fate already")));
-                }
-                entry.fate = Some(Fate::Failed(reason.clone()));
-                self.totals.failed += 1;
-            }
-            Record::EpochStarted { epoch } => self.epoch = *epoch,
-            Record::StepCommitted { iteration, weights, metrics } => {
-                self.commit(spec, *iteration, weights, metrics)?;
-            }
-            Record::Checkpointed { version, manifest } => {
-                self.checkpoint = Some((*version, manifest.clone()));
-                self.forget_before(spec, *version);
-            }
-            Record::Paused(paused) => self.paused = *paused,
-        }
-        Ok(())
-    }
-
-    fn admit(&mut self, iteration: u32, rows: &[usize]) -> Result<(), Misfit> {
-        if iteration != self.admitted {
-            return Err(Misfit(format!("iteration {iteration} admitted after {}", self.admitted)));
-        }
-        for (index, row) in (0u32..).zip(rows) {
-            let tree = Tree { row: *row, ..Tree::default() };
-            self.trees.insert(TreeId { iteration, index }, tree);
-        }
-        self.admitted += 1;
-        self.totals.admitted += rows.len() as u64;
-        Ok(())
-    }
-
-    fn complete(&mut self, spec: &RunSpec, unit: Unit, result: &Done) -> Result<(), Misfit> {
-        let wrong =
-            || Misfit(format!("{} of {} has another stage's result", unit.stage(), unit.tree()));
-        let tree = self.trees.get_mut(&unit.tree()).ok_or_else(wrong)?;
-        match (unit, result) {
-            (Unit::Think(_), Done::Think(traces)) => {
-                tree.subtrees = traces
-                    .iter()
-                    .map(|trace| Subtree {
-                        trace: trace.clone(),
-                        render_tries: Tries::default(),
-                        render: None,
-                        score_tries: Tries::default(),
-                        scores: None,
-                    })
-                    .collect();
-            }
-            (Unit::Render(id), Done::Render(artifact)) => {
-                let subtree = tree.subtrees.get_mut(id.trace as usize).ok_or_else(wrong)?;
-                subtree.render = Some(artifact.clone());
-                self.totals.images += u64::from(spec.leaves);
-            }
-            (Unit::Score(id), Done::Score(scores)) => {
-                let subtree = tree.subtrees.get_mut(id.trace as usize).ok_or_else(wrong)?;
-                subtree.scores = Some(scores.clone());
-            }
-            _ => return Err(wrong()),
-        }
-        Ok(())
-    }
-
-    fn commit(
-        &mut self,
-        spec: &RunSpec,
-        iteration: u32,
-        weights: &Weights,
-        metrics: &BTreeMap<String, f64>,
-    ) -> Result<(), Misfit> {
-        if u64::from(iteration) != self.version.0 || weights.version.0 != self.version.0 + 1 {
-            return Err(Misfit(format!(
-                "DU-4: step {iteration} to {} after {}",
-                weights.version, self.version
-            )));
-        }
-        let trainable = super::batch::trainable(self, spec, iteration);
-        for (id, tree) in self.trees.range_mut(iteration_range(iteration)) {
-            if tree.fate.is_some() {
-                continue;
-            }
-            if trainable.contains(id) {
-                tree.fate = Some(Fate::Trained);
-                self.totals.trained += 1;
-            } else {
-                tree.fate = Some(Fate::ZeroSpread);
-                self.totals.zero_spread += 1;
-            }
-        }
-        self.version = weights.version;
-        let step = Committed { weights: weights.clone(), metrics: metrics.clone() };
-        self.steps.insert(iteration, step);
-        Ok(())
-    }
-
-    /// Drops trees and steps that neither a replay from the checkpoint nor a rollout of lag L needs.
-    fn forget_before(&mut self, spec: &RunSpec, version: PolicyVersion) {
-        let first = u32::try_from(version.0).unwrap_or(u32::MAX);
-        self.trees = self.trees.split_off(&TreeId { iteration: first, index: 0 });
-        self.steps = self.steps.split_off(&first.saturating_sub(spec.lag + 1));
     }
 }
 

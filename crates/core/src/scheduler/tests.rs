@@ -187,7 +187,8 @@ impl World {
                 assert_eq!(version.0, u64::from(step.iteration), "DU-4: steps come in order");
                 let after = PolicyVersion(version.0 + u64::from(step.update));
                 self.versions.insert(worker.clone(), after);
-                let digest = digest_after(&step);
+                let committed = self.scheduler.state().weights(version).map(|w| w.digest);
+                let digest = if step.update { digest_after(&step) } else { committed.unwrap() };
                 let weights = Weights { version: after, llm: None, dit: None, digest };
                 let rank = Rank(u32::from(worker.0.ends_with('1')));
                 vec![Report::StepDone(StepDone {

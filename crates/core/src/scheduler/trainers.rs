@@ -1,4 +1,4 @@
-//! Trainer groups: formed, restored, stepped, given up.
+//! Trainer groups: formed, restored, given up.
 //!
 //! ```text
 //! None --world trainers wait--> Forming --all TrainerReady--> Ready(version) --batch ready--> Stepping
@@ -9,12 +9,10 @@
 //! their stored trees. The digest must come out as journaled; nothing is sampled twice.
 
 use super::api::{Effect, FinishReason};
-use super::batch;
-use super::lineage::{IterationLineage, TraceLineage, TreeLineage};
-use super::record::{Fate, Record};
-use super::state::{Tree, Tries, iteration_range};
+use super::record::Record;
 use super::{Scheduler, Verdict};
-use crate::work::{Assignment, Gates, Rendezvous, Step, StepDone, Window};
+use crate::mutation::Mutation;
+use crate::work::{Assignment, Rendezvous, Step, StepDone};
 use crate::{ArtifactRef, Digest, Millis, PolicyVersion, Rank, Role, TrainerEpoch, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +22,8 @@ pub(super) enum Group {
     None,
     Forming {
         members: Vec<WorkerId>,
+        /// What its ranks restore: the same for all of them, whatever is written meanwhile.
+        restore: Option<(PolicyVersion, ArtifactRef)>,
         told: BTreeSet<u32>,
         store: Option<String>,
         ready: BTreeSet<u32>,
@@ -42,6 +42,19 @@ pub(super) enum Group {
     },
 }
 
+/// Groups that came to nothing since the last commit: all of them, and those in which a rank said
+/// that it cannot do what it was told, which trying again may never cure.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct GroupFailures {
+    all: u32,
+    own: u32,
+    /// No new group before this moment.
+    not_before: Millis,
+}
+
+/// Groups that may be lost between two commits, for every failure that is allowed.
+const LOST_FACTOR: u32 = 20;
+
 impl Group {
     pub(super) fn members(&self) -> &[WorkerId] {
         match self {
@@ -52,15 +65,27 @@ impl Group {
         }
     }
 
-    pub(super) fn deadline(&self) -> Option<Millis> {
+    fn deadline(&self) -> Option<Millis> {
         match self {
             Group::Forming { deadline, .. } | Group::Stepping { deadline, .. } => Some(*deadline),
             Group::None | Group::Ready { .. } => None,
         }
     }
 
-    fn rank_of(&self, worker: &WorkerId) -> Option<u32> {
+    pub(super) fn rank_of(&self, worker: &WorkerId) -> Option<u32> {
         self.members().iter().position(|m| m == worker).map(|rank| rank as u32)
+    }
+
+    /// The version its ranks hold, or will when they are restored.
+    pub(super) fn version(&self) -> Option<PolicyVersion> {
+        match self {
+            Group::None => None,
+            Group::Forming { restore, .. } => {
+                Some(restore.as_ref().map_or(PolicyVersion(0), |(version, _)| *version))
+            }
+            Group::Ready { version, .. } => Some(*version),
+            Group::Stepping { step, .. } => Some(PolicyVersion(u64::from(step.iteration))),
+        }
     }
 }
 
@@ -81,6 +106,11 @@ impl Scheduler {
 
     /// Forms a group, tells its ranks what to do, starts the next step.
     pub(super) fn drive_trainers(&mut self) {
+        if matches!(self.group, Group::None | Group::Forming { .. }) && self.stopping {
+            // Every committed step is in the journal; there is nothing that a group could save.
+            self.finish(FinishReason::Stopped);
+            return;
+        }
         if matches!(self.group, Group::None) {
             self.form_group();
         }
@@ -90,30 +120,39 @@ impl Scheduler {
         self.tell_ranks();
     }
 
+    /// Forms a group of the idle trainers that failed least, in name order: ranks are shares of
+    /// work, and which process has which does not change the result.
     fn form_group(&mut self) {
-        let able = |id: &&WorkerId| {
-            self.workers.get(id).is_some_and(|w| !w.draining && !w.quarantined && !w.leaving)
-        };
+        if self.now < self.group_failures.not_before {
+            return;
+        }
+        let failed = |id: &WorkerId| self.workers.get(id).map_or(0, |worker| worker.failed);
         let world = self.spec.world as usize;
-        let members: Vec<WorkerId> =
-            self.workers.waiting(Role::Trainer).filter(able).take(world).cloned().collect();
+        let mut members: Vec<WorkerId> = self.workers.idle(Role::Trainer).cloned().collect();
         if members.len() < world {
             return;
         }
+        members.sort_by_key(failed);
+        members.truncate(world);
+        members.sort();
         self.commit(Record::EpochStarted { epoch: TrainerEpoch(self.state.epoch.0 + 1) });
-        let deadline = self.now.after(self.spec.timing.rendezvous);
-        let (told, ready) = (BTreeSet::new(), BTreeSet::new());
-        self.group = Group::Forming { members, told, store: None, ready, deadline };
+        self.group = Group::Forming {
+            members,
+            restore: self.state.checkpoint.clone(),
+            told: BTreeSet::new(),
+            store: None,
+            ready: BTreeSet::new(),
+            deadline: self.now.after(self.spec.timing.rendezvous),
+        };
     }
 
     /// Tells each waiting rank its part, once.
     fn tell_ranks(&mut self) {
         let epoch = self.state.epoch;
-        let restore = self.state.checkpoint.as_ref().map(|(_, manifest)| manifest.clone());
         let waits = |id: &WorkerId| self.workers.get(id).is_some_and(|w| w.waiting);
         let mut messages: Vec<(WorkerId, Assignment)> = Vec::new();
         match &mut self.group {
-            Group::Forming { members, told, store, .. } => {
+            Group::Forming { members, restore, told, store, .. } => {
                 for (rank, member) in (0u32..).zip(members.iter()) {
                     let may = rank == 0 || store.is_some();
                     if may && waits(member) && told.insert(rank) {
@@ -122,7 +161,7 @@ impl Scheduler {
                             rank: Rank(rank),
                             world: members.len() as u32,
                             store: if rank == 0 { None } else { store.clone() },
-                            restore: restore.clone(),
+                            restore: restore.as_ref().map(|(_, manifest)| manifest.clone()),
                         };
                         messages.push((member.clone(), Assignment::Rendezvous(rendezvous)));
                     }
@@ -142,60 +181,6 @@ impl Scheduler {
         }
     }
 
-    /// What a group at `version` does next: repeat a committed step, take a new one, write the last
-    /// checkpoint, or nothing yet.
-    fn next_step(&mut self, version: PolicyVersion) {
-        let iteration = version.0 as u32;
-        if version < self.state.version {
-            return self.start_step(iteration, true, false, false);
-        }
-        let saved = self.state.checkpoint.as_ref().map_or(PolicyVersion(0), |(v, _)| *v);
-        let over = version.0 >= u64::from(self.spec.iterations);
-        if over || self.stopping {
-            if saved == version || (version.0 == 0 && self.stopping) {
-                self.finish(if over { FinishReason::Completed } else { FinishReason::Stopped });
-            } else if self.writing.is_none() {
-                self.start_step(iteration, false, false, true);
-            }
-            return;
-        }
-        let settled = self.state.admitted > iteration
-            && self.unsettled.get(&iteration).copied().unwrap_or(0) == 0;
-        if settled && !self.is_paused() {
-            let next = iteration + 1;
-            let checkpoint =
-                next.is_multiple_of(self.spec.checkpoint_every) || next == self.spec.iterations;
-            self.start_step(iteration, true, true, checkpoint);
-        }
-    }
-
-    fn start_step(&mut self, iteration: u32, update: bool, publish: bool, checkpoint: bool) {
-        let trees = if update {
-            batch::batch(&self.state, &self.spec, &self.prompts, iteration)
-        } else {
-            Vec::new()
-        };
-        let gates =
-            if update { self.spec.schedule.gates(iteration) } else { Gates { llm: 0.0, dit: 0.0 } };
-        let step = Step {
-            epoch: self.state.epoch,
-            iteration,
-            gates,
-            window: if update { self.window(iteration) } else { Window::default() },
-            trees,
-            update,
-            publish,
-            checkpoint,
-        };
-        self.group = Group::Stepping {
-            members: self.group.members().to_vec(),
-            step: Box::new(step),
-            told: BTreeSet::new(),
-            done: BTreeMap::new(),
-            deadline: self.now.after(self.spec.timing.step),
-        };
-    }
-
     pub(super) fn store_ready(
         &mut self,
         worker: &WorkerId,
@@ -206,7 +191,7 @@ impl Scheduler {
             return Verdict::Stale;
         }
         match &mut self.group {
-            Group::Forming { store, .. } => {
+            Group::Forming { store, .. } if store.is_none() => {
                 *store = Some(address);
                 Verdict::Accepted
             }
@@ -225,128 +210,32 @@ impl Scheduler {
         if epoch != self.state.epoch || self.group.rank_of(worker) != Some(rank.0) {
             return Verdict::Stale;
         }
-        let expected = self.state.checkpoint.as_ref().map_or(PolicyVersion(0), |(v, _)| *v);
+        let Group::Forming { members, restore, ready, .. } = &mut self.group else {
+            return Verdict::Duplicate;
+        };
+        let expected = restore.as_ref().map_or(PolicyVersion(0), |(version, _)| *version);
+        let committed = self.state.weights(expected).filter(|w| w.version.0 > 0);
+        let differs = committed.filter(|weights| weights.digest != digest);
         if version != expected {
-            self.abort_group("restore", &format!("{worker} restored {version}, not {expected}"));
-            return Verdict::Refused(format!("restored {version} instead of {expected}"));
+            let text = format!("{worker} restored {version} instead of {expected}");
+            self.fail_group(worker, "restore", &text);
+            return Verdict::Refused(text);
         }
-        let committed = self.state.weights(version).filter(|w| w.version.0 > 0);
-        if let Some(weights) = committed.filter(|weights| weights.digest != digest) {
+        if let Some(weights) = differs.filter(|_| !Mutation::SkipDigest.on()) {
             let text = format!(
                 "{worker} restored {version} with digest {digest}, but it was committed with {}",
                 weights.digest
             );
-            self.fail("divergence", text.clone());
-            self.finish(FinishReason::Failed(text.clone()));
+            self.fail_group(worker, "divergence", &text);
             return Verdict::Refused(text);
         }
-        let Group::Forming { members, ready, .. } = &mut self.group else {
+        if !ready.insert(rank.0) {
             return Verdict::Duplicate;
-        };
-        ready.insert(rank.0);
+        }
         if ready.len() == members.len() {
             self.group = Group::Ready { members: members.clone(), version };
         }
         Verdict::Accepted
-    }
-
-    pub(super) fn step_done(&mut self, worker: &WorkerId, report: StepDone) -> Verdict {
-        if report.epoch != self.state.epoch || self.group.rank_of(worker) != Some(report.rank.0) {
-            return Verdict::Stale;
-        }
-        let Group::Stepping { members, step, done, .. } = &mut self.group else {
-            return Verdict::Duplicate;
-        };
-        if report.iteration != step.iteration {
-            return Verdict::Stale;
-        }
-        if done.insert(report.rank.0, report).is_some() {
-            return Verdict::Duplicate;
-        }
-        if done.len() == members.len() {
-            let (members, step, done) = (members.clone(), step.clone(), std::mem::take(done));
-            self.all_stepped(members, *step, done);
-        }
-        Verdict::Accepted
-    }
-
-    fn all_stepped(&mut self, members: Vec<WorkerId>, step: Step, done: BTreeMap<u32, StepDone>) {
-        let Some(first) = done.get(&0).cloned() else { return };
-        if let Some(other) = done.values().find(|d| d.weights.digest != first.weights.digest) {
-            let text = format!(
-                "iteration {}: rank 0 has weights {}, {} has {}",
-                step.iteration, first.weights.digest, other.rank, other.weights.digest
-            );
-            self.fail("divergence", text.clone());
-            self.finish(FinishReason::Failed(text));
-            return;
-        }
-        let mut version = PolicyVersion(u64::from(step.iteration));
-        if step.update {
-            version.0 += 1;
-            if version > self.state.version {
-                self.commit_step(&step, &first);
-            } else if let Some(text) = self.replay_differs(version, &first) {
-                self.fail("divergence", text.clone());
-                self.finish(FinishReason::Failed(text));
-                return;
-            }
-        }
-        self.group = Group::Ready { members, version };
-        if step.checkpoint && self.writing.is_none() {
-            let shards: Vec<Vec<ArtifactRef>> = done.into_values().map(|d| d.shards).collect();
-            self.writing = Some(version);
-            self.output.effects.push(Effect::WriteCheckpoint {
-                version,
-                shards,
-                weights: self.state.weights(version).unwrap_or(first.weights),
-                snapshot: Box::new(self.state.clone()),
-            });
-        }
-    }
-
-    fn commit_step(&mut self, step: &Step, first: &StepDone) {
-        let mut weights = first.weights.clone();
-        weights.version = PolicyVersion(u64::from(step.iteration) + 1);
-        let metrics = first.metrics.clone();
-        self.commit(Record::StepCommitted { iteration: step.iteration, weights, metrics });
-        self.unsettled.remove(&step.iteration);
-        self.emit_lineage(step.iteration);
-    }
-
-    fn replay_differs(&self, version: PolicyVersion, first: &StepDone) -> Option<String> {
-        let committed = self.state.weights(version)?;
-        (committed.digest != first.weights.digest).then(|| {
-            format!(
-                "repeating the step to {version} gave weights {}, but {} was committed",
-                first.weights.digest, committed.digest
-            )
-        })
-    }
-
-    pub(super) fn checkpointed(&mut self, version: PolicyVersion, manifest: ArtifactRef) {
-        let newer = self.state.checkpoint.as_ref().is_none_or(|(old, _)| version > *old);
-        if !newer {
-            return;
-        }
-        let before = self.artifacts();
-        self.commit(Record::Checkpointed { version, manifest });
-        let after = self.artifacts();
-        let unneeded: Vec<ArtifactRef> = before.difference(&after).cloned().collect();
-        if !unneeded.is_empty() {
-            self.output.effects.push(Effect::Collect(unneeded));
-        }
-    }
-
-    /// Every artifact that the durable state still names.
-    fn artifacts(&self) -> BTreeSet<ArtifactRef> {
-        let trees = self.state.trees.values().flat_map(|tree| &tree.subtrees);
-        let weights = self.state.steps.values().flat_map(|s| [&s.weights.llm, &s.weights.dit]);
-        trees
-            .flat_map(|s| [Some(s.trace.artifact.clone()), s.render.clone()])
-            .chain(weights.cloned())
-            .flatten()
-            .collect()
     }
 
     pub(super) fn trainer_failed(
@@ -360,8 +249,13 @@ impl Scheduler {
         if epoch != self.state.epoch || self.group.rank_of(worker) != Some(rank.0) {
             return Verdict::Stale;
         }
-        self.blame(worker);
-        self.abort_group(kind, &format!("{worker} ({rank}): {reason}"));
+        let text = format!("{worker} ({rank}): {reason}");
+        if kind == "collective" {
+            // What a rank says when another one went away.
+            self.abort_group(kind, &text);
+        } else {
+            self.fail_group(worker, kind, &text);
+        }
         Verdict::Accepted
     }
 
@@ -371,6 +265,12 @@ impl Scheduler {
         } else if self.group.rank_of(worker).is_some() {
             self.abort_group(kind, &format!("{worker}: {reason}"));
         }
+    }
+
+    pub(super) fn next_group_deadline(&self) -> Option<Millis> {
+        let waiting =
+            matches!(self.group, Group::None) && self.group_failures.not_before > self.now;
+        self.group.deadline().or(waiting.then_some(self.group_failures.not_before))
     }
 
     pub(super) fn expire_group(&mut self) {
@@ -389,75 +289,39 @@ impl Scheduler {
         self.abort_group(&format!("{what}-deadline"), &format!("no word from {missing}"));
     }
 
-    fn abort_group(&mut self, kind: &str, reason: &str) {
+    /// A rank could not do what it was told. Tried again in a new group, a few times.
+    pub(super) fn fail_group(&mut self, worker: &WorkerId, kind: &str, reason: &str) {
+        self.workers.change(worker, |worker| worker.failed += 1);
+        self.group_failures.own += 1;
+        self.abort_group(kind, reason);
+    }
+
+    pub(super) fn abort_group(&mut self, kind: &str, reason: &str) {
         let workers = self.group.members().to_vec();
         let epoch = self.state.epoch;
         self.group = Group::None;
         let reason = format!("trainer group of {epoch}: {kind}: {reason}");
         self.fail(kind, reason.clone());
-        self.output.effects.push(Effect::AbortTrainers { epoch, workers, reason });
+        self.output.effects.push(Effect::AbortTrainers { epoch, workers, reason: reason.clone() });
+        self.group_failures.all += 1;
+        let GroupFailures { all, own, .. } = self.group_failures;
+        self.group_failures.not_before = self.now.after(self.backoff(all - 1));
+        let limit = self.spec.max_attempts;
+        if own >= limit || all >= limit.saturating_mul(LOST_FACTOR) {
+            let version = self.state.version;
+            let text =
+                format!("{all} trainer groups in a row got no further than {version}; {reason}");
+            self.finish(FinishReason::Failed(text));
+        }
     }
 
-    pub(super) fn emit_lineage(&mut self, iteration: u32) {
-        let Some(step) = self.state.steps.get(&iteration).cloned() else { return };
-        let judged = batch::judge(&self.state, &self.spec, iteration);
-        let trees = self.state.trees.range(iteration_range(iteration)).map(|(id, tree)| {
-            let fate = tree.fate.clone().unwrap_or(Fate::ZeroSpread);
-            let (fate, reason) = match fate {
-                Fate::Trained => ("trained", String::new()),
-                Fate::ZeroSpread => ("zero-spread", String::new()),
-                Fate::Failed(reason) => ("failed", reason),
-            };
-            TreeLineage {
-                id: *id,
-                row: tree.row as u64,
-                prompt: self.prompts.get(tree.row).map(|p| p.text.clone()).unwrap_or_default(),
-                fate: fate.to_owned(),
-                reason,
-                seed: self.tree_seed(*id),
-                traces: trace_rows(tree, judged.get(id)),
-            }
-        });
-        let lineage = IterationLineage {
-            iteration,
-            sampled_with: self.sampling_version(iteration),
-            gates: self.spec.schedule.gates(iteration),
-            window: self.window(iteration),
-            weights: step.weights,
-            metrics: step.metrics,
-            trees: trees.collect(),
-        };
-        self.output.effects.push(Effect::WriteLineage(Box::new(lineage)));
+    /// A step was committed: whatever failed before is forgotten.
+    pub(super) fn group_succeeded(&mut self) {
+        self.group_failures = GroupFailures::default();
     }
 }
 
 fn absent(members: &[WorkerId], present: impl Fn(u32) -> bool) -> String {
     let names = (0u32..).zip(members).filter(|(rank, _)| !present(*rank));
     names.map(|(rank, id)| format!("{id} (rank {rank})")).collect::<Vec<_>>().join(", ")
-}
-
-fn trace_rows(tree: &Tree, judged: Option<&batch::Judged>) -> Vec<TraceLineage> {
-    let who = |tries: &Tries| tries.worker.clone().unwrap_or_else(|| WorkerId(String::new()));
-    let rows = tree.subtrees.iter().enumerate().map(|(j, s)| TraceLineage {
-        trace: j as u32,
-        think_worker: who(&tree.think_tries),
-        think_attempt: tree.think_tries.given,
-        render_worker: who(&s.render_tries),
-        render_attempt: s.render_tries.given,
-        score_worker: who(&s.score_tries),
-        score_attempt: s.score_tries.given,
-        text: s.trace.text.clone(),
-        refined_prompt: s.trace.refined_prompt.clone(),
-        well_formed: s.trace.well_formed,
-        tokens: s.trace.tokens,
-        finish: s.trace.finish,
-        trace_artifact: s.trace.artifact.key.clone(),
-        render_artifact: s.render.as_ref().map(|r| r.key.clone()).unwrap_or_default(),
-        reward: judged.and_then(|t| t.llm_rewards[j]),
-        advantage: judged.and_then(|t| t.llm[j]),
-        scores: s.scores.clone().unwrap_or_default(),
-        leaf_rewards: judged.map(|t| t.dit_rewards[j].clone()).unwrap_or_default(),
-        leaf_advantages: judged.map(|t| t.dit[j].clone()).unwrap_or_default(),
-    });
-    rows.collect()
 }

@@ -2,15 +2,16 @@
 //!
 //! ```text
 //!            Registered            Polled                 Effect::Assign
-//! (unknown) ------------> idle  ------------> waiting ------------------> busy --Reported--> idle
+//! (unknown) ------------> known  ------------> waiting ------------------> busy --Reported--> known
 //!     ^                     |                    |                          |
-//!     +--- Left, heartbeat timeout, new session -+--------------------------+   leases fail or go back
+//!     +--- Left, heartbeat timeout, new session -+--------------------------+   leases start over
 //! ```
+//! A waiting worker is *idle*, that is: gets work, unless it is draining, leaving, or parked for a
+//! while after failures.
 
-use super::record::Record;
-use super::{Scheduler, Verdict};
-use crate::work::{LeaseId, Unit};
-use crate::{Millis, PolicyVersion, Role, WorkerId};
+use super::Verdict;
+use crate::work::Unit;
+use crate::{Millis, PolicyVersion, Role, TreeId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A connected worker.
@@ -21,27 +22,69 @@ pub(super) struct Worker {
     pub heard: Millis,
     pub waiting: bool,
     pub draining: bool,
-    pub quarantined: bool,
     pub leaving: bool,
-    /// Failures since the last success.
+    /// Gets no work until then.
+    pub parked: Option<Millis>,
+    /// Whether it is parked because it failed too often, and how often that happened in a row.
+    pub quarantined: bool,
+    pub terms: u32,
+    /// Failures on different trees since the last success, and the tree of the last one.
     pub failures: u32,
+    pub blamed_for: Option<TreeId>,
     pub done: u64,
     pub failed: u64,
-    /// Units it holds. A worker computes one at a time, so this has at most one entry.
+    /// Units it holds. A worker computes one at a time; after a restart it may claim more.
     pub holds: BTreeSet<Unit>,
     /// Committed versions it has fetched and verified (DU-12).
     pub versions: BTreeSet<PolicyVersion>,
 }
 
+impl Worker {
+    pub(super) fn new(role: Role, session: u64, heard: Millis) -> Worker {
+        Worker {
+            role,
+            session,
+            heard,
+            waiting: false,
+            draining: false,
+            leaving: false,
+            parked: None,
+            quarantined: false,
+            terms: 0,
+            failures: 0,
+            blamed_for: None,
+            done: 0,
+            failed: 0,
+            holds: BTreeSet::new(),
+            versions: BTreeSet::from([PolicyVersion(0)]),
+        }
+    }
+
+    fn idle(&self) -> bool {
+        self.waiting && !self.draining && !self.leaving && self.parked.is_none()
+    }
+}
+
 /// Versions a rollout worker is taken to remember besides the newest.
 const REMEMBERED: usize = 2;
 
-/// All connected workers, with an index of those who wait and of when each was heard last.
+/// All connected workers, with an index for every question that is asked at every event.
 #[derive(Default)]
 pub(super) struct Workers {
     all: BTreeMap<WorkerId, Worker>,
     waiting: BTreeMap<Role, BTreeSet<WorkerId>>,
+    idle: BTreeMap<Role, BTreeSet<WorkerId>>,
+    drained: BTreeSet<WorkerId>,
     heard: BTreeSet<(Millis, WorkerId)>,
+    parked: BTreeSet<(Millis, WorkerId)>,
+}
+
+fn file(set: &mut BTreeSet<WorkerId>, id: &WorkerId, member: bool) {
+    if !member {
+        set.remove(id);
+    } else if !set.contains(id) {
+        set.insert(id.clone());
+    }
 }
 
 impl Workers {
@@ -53,10 +96,6 @@ impl Workers {
         self.all.get(id)
     }
 
-    pub(super) fn get_mut(&mut self, id: &WorkerId) -> Option<&mut Worker> {
-        self.all.get_mut(id)
-    }
-
     pub(super) fn iter(&self) -> impl Iterator<Item = (&WorkerId, &Worker)> {
         self.all.iter()
     }
@@ -66,45 +105,72 @@ impl Workers {
         self.waiting.get(&role).into_iter().flatten()
     }
 
-    pub(super) fn wait(&mut self, id: &WorkerId) {
-        if let Some(worker) = self.all.get_mut(id) {
-            worker.waiting = true;
-            self.waiting.entry(worker.role).or_default().insert(id.clone());
-        }
+    /// The waiting workers of a role that may be given work, in name order.
+    pub(super) fn idle(&self, role: Role) -> impl Iterator<Item = &WorkerId> {
+        self.idle.get(&role).into_iter().flatten()
     }
 
-    pub(super) fn unwait(&mut self, id: &WorkerId) {
-        if let Some(worker) = self.all.get_mut(id) {
-            worker.waiting = false;
-            if let Some(set) = self.waiting.get_mut(&worker.role) {
-                set.remove(id);
+    /// A draining worker that waits, that is: holds nothing.
+    pub(super) fn next_drained(&self) -> Option<WorkerId> {
+        self.drained.first().cloned()
+    }
+
+    /// The one way to change a worker: keeps the indexes true.
+    pub(super) fn change(&mut self, id: &WorkerId, change: impl FnOnce(&mut Worker)) {
+        let Some(worker) = self.all.get_mut(id) else { return };
+        let parked = worker.parked;
+        change(worker);
+        if worker.parked != parked {
+            if let Some(until) = parked {
+                self.parked.remove(&(until, id.clone()));
+            }
+            if let Some(until) = worker.parked {
+                self.parked.insert((until, id.clone()));
             }
         }
+        file(self.waiting.entry(worker.role).or_default(), id, worker.waiting);
+        file(self.idle.entry(worker.role).or_default(), id, worker.idle());
+        file(&mut self.drained, id, worker.waiting && worker.draining && !worker.leaving);
     }
 
     pub(super) fn stop_waiting(&mut self, id: &WorkerId, session: u64) {
         if self.all.get(id).is_some_and(|worker| worker.session == session) {
-            self.unwait(id);
+            self.change(id, |worker| worker.waiting = false);
         }
     }
 
-    fn insert(&mut self, id: WorkerId, worker: Worker) {
+    pub(super) fn insert(&mut self, id: WorkerId, worker: Worker) {
         self.heard.insert((worker.heard, id.clone()));
         self.all.insert(id, worker);
     }
 
-    fn remove(&mut self, id: &WorkerId) -> Option<Worker> {
-        self.unwait(id);
+    pub(super) fn remove(&mut self, id: &WorkerId) -> Option<Worker> {
+        self.change(id, |worker| {
+            worker.waiting = false;
+            worker.parked = None;
+        });
         let worker = self.all.remove(id)?;
         self.heard.remove(&(worker.heard, id.clone()));
         Some(worker)
     }
 
-    fn touch(&mut self, id: &WorkerId, now: Millis) {
+    pub(super) fn touch(&mut self, id: &WorkerId, now: Millis) {
+        let Some(worker) = self.all.get_mut(id).filter(|worker| worker.heard != now) else {
+            return;
+        };
+        self.heard.remove(&(worker.heard, id.clone()));
+        worker.heard = now;
+        self.heard.insert((now, id.clone()));
+    }
+
+    /// The worker that was not heard of for the longest time.
+    pub(super) fn quietest(&self) -> Option<&(Millis, WorkerId)> {
+        self.heard.first()
+    }
+
+    pub(super) fn hold(&mut self, id: &WorkerId, unit: Unit) {
         if let Some(worker) = self.all.get_mut(id) {
-            self.heard.remove(&(worker.heard, id.clone()));
-            worker.heard = now;
-            self.heard.insert((now, id.clone()));
+            worker.holds.insert(unit);
         }
     }
 
@@ -117,8 +183,24 @@ impl Workers {
     pub(super) fn succeeded(&mut self, id: &WorkerId) {
         if let Some(worker) = self.all.get_mut(id) {
             worker.failures = 0;
+            worker.terms = 0;
+            worker.blamed_for = None;
             worker.done += 1;
         }
+    }
+
+    /// Gives parked workers another chance once their time is over.
+    pub(super) fn unpark(&mut self, now: Millis) {
+        while let Some((_, id)) = self.parked.first().filter(|(until, _)| *until <= now).cloned() {
+            self.change(&id, |worker| {
+                worker.parked = None;
+                worker.quarantined = false;
+            });
+        }
+    }
+
+    pub(super) fn next_unpark(&self) -> Option<Millis> {
+        self.parked.first().map(|(until, _)| *until)
     }
 
     pub(super) fn acknowledge(&mut self, id: &WorkerId, version: PolicyVersion) -> Verdict {
@@ -130,155 +212,5 @@ impl Workers {
             worker.versions.pop_first();
         }
         Verdict::Accepted
-    }
-}
-
-impl Scheduler {
-    pub(super) fn register(&mut self, id: WorkerId, role: Role, session: u64) -> Verdict {
-        match self.workers.get(&id) {
-            Some(known) if known.role != role => {
-                return Verdict::Refused(format!(
-                    "{id} is connected as a {} worker; give the {role} worker another name",
-                    known.role
-                ));
-            }
-            Some(known) if known.session == session => {
-                self.workers.touch(&id, self.now);
-                return Verdict::Duplicate;
-            }
-            Some(_) => self.lose(&id, "worker-restarted", "another process took its name"),
-            None => {}
-        }
-        let worker = Worker {
-            role,
-            session,
-            heard: self.now,
-            waiting: false,
-            draining: false,
-            quarantined: false,
-            leaving: false,
-            failures: 0,
-            done: 0,
-            failed: 0,
-            holds: BTreeSet::new(),
-            versions: BTreeSet::from([PolicyVersion(0)]),
-        };
-        self.workers.insert(id, worker);
-        Verdict::Accepted
-    }
-
-    pub(super) fn heard(&mut self, id: &WorkerId, session: u64) -> Verdict {
-        match self.workers.get(id) {
-            Some(worker) if worker.session == session => {
-                self.workers.touch(id, self.now);
-                Verdict::Accepted
-            }
-            _ => Verdict::Unknown,
-        }
-    }
-
-    /// A poll also says "I hold nothing": an assignment that never arrived goes back at once.
-    pub(super) fn polled(&mut self, id: &WorkerId, session: u64) -> Verdict {
-        let verdict = self.heard(id, session);
-        if verdict != Verdict::Accepted {
-            return verdict;
-        }
-        for unit in self.workers.get(id).map(|w| w.holds.clone()).unwrap_or_default() {
-            self.workers.release(id, unit);
-            if self.leases.live(unit).is_some_and(|live| live.worker == *id) {
-                self.leases.release(unit);
-                self.leases.ready(unit);
-            }
-        }
-        self.workers.wait(id);
-        self.trainer_polled(id);
-        Verdict::Accepted
-    }
-
-    pub(super) fn left(&mut self, id: &WorkerId, session: u64, reason: &str) -> Verdict {
-        let verdict = self.heard(id, session);
-        if verdict == Verdict::Accepted {
-            let leaving = self.workers.get(id).is_some_and(|worker| worker.leaving);
-            let kind = if leaving { "left" } else { "worker-left" };
-            self.lose(id, kind, reason);
-        }
-        verdict
-    }
-
-    pub(super) fn drain(&mut self, id: &WorkerId) -> Verdict {
-        match self.workers.get_mut(id) {
-            Some(worker) => {
-                worker.draining = true;
-                Verdict::Accepted
-            }
-            None => Verdict::Refused(format!("no worker is called {id}")),
-        }
-    }
-
-    /// One path for every way of losing a worker.
-    pub(super) fn lose(&mut self, id: &WorkerId, kind: &str, reason: &str) {
-        let Some(worker) = self.workers.remove(id) else { return };
-        for unit in worker.holds {
-            let Some(live) = self.leases.release(unit) else { continue };
-            let lease = LeaseId { unit, attempt: live.attempt };
-            if kind == "left" || kind == "worker-left" {
-                self.leases.ready(unit);
-            } else {
-                self.attempt_failed(lease, id, kind.to_owned(), reason.to_owned());
-            }
-        }
-        if worker.role == Role::Trainer {
-            self.trainer_lost(id, kind, reason);
-        }
-        if !worker.leaving {
-            self.fail(kind, format!("{} worker {id}: {reason}", worker.role));
-        }
-    }
-
-    pub(super) fn expire_workers(&mut self) {
-        let timeout = self.spec.timing.heartbeat_timeout;
-        while let Some((heard, id)) = self.workers.heard.first().cloned() {
-            if heard.after(timeout) > self.now {
-                break;
-            }
-            let reason = format!("not heard of for {} ms", self.now.since(heard).0);
-            self.lose(&id, "worker-lost", &reason);
-        }
-    }
-
-    pub(super) fn next_worker_deadline(&self) -> Option<Millis> {
-        let timeout = self.spec.timing.heartbeat_timeout;
-        self.workers.heard.first().map(|(heard, _)| heard.after(timeout))
-    }
-
-    /// Counts a failure against a worker; too many in a row and it gets no more work.
-    pub(super) fn blame(&mut self, id: &WorkerId) {
-        let limit = self.spec.quarantine_after;
-        let Some(worker) = self.workers.get_mut(id) else { return };
-        worker.failures += 1;
-        worker.failed += 1;
-        if limit > 0 && worker.failures >= limit && !worker.quarantined {
-            worker.quarantined = true;
-            let text = format!("{id} failed {limit} times in a row and gets no more work");
-            self.fail("quarantined", text);
-        }
-    }
-
-    /// Operators' pause is durable: a coordinator that comes back stays paused.
-    pub(super) fn is_paused(&self) -> bool {
-        self.state.paused
-    }
-
-    /// Grants a unit to a worker; the record makes sure that the attempt never repeats.
-    pub(super) fn grant(&mut self, unit: Unit, worker: &WorkerId, expires: Millis) -> LeaseId {
-        let attempt = crate::Attempt(self.state.tries(unit).map_or(0, |tries| tries.given) + 1);
-        let id = LeaseId { unit, attempt };
-        self.commit(Record::Leased { id, worker: worker.clone() });
-        let live = super::leases::Live { worker: worker.clone(), attempt, expires };
-        self.leases.grant(unit, live);
-        if let Some(worker) = self.workers.get_mut(worker) {
-            worker.holds.insert(unit);
-        }
-        id
     }
 }
