@@ -1,0 +1,306 @@
+//! The driver: one task that owns the scheduler and the journal.
+//!
+//! Each turn takes all waiting requests, makes the records they caused durable in one append (group
+//! commit), and only then carries out effects and answers (RULE 7). A reply that is dropped unsent
+//! tells its handler that the coordinator is going.
+
+mod effects;
+mod ending;
+mod handle;
+mod pace;
+mod request;
+mod status;
+mod waiting;
+
+pub use handle::{Gone, Handle, Terms};
+pub use request::{Beat, Polled};
+pub use status::{GoneWorker, RunStatus};
+
+use crate::clock::Clock;
+use crate::codec;
+use crate::error::CoordinatorError;
+use crate::keeper::{Job, Kept};
+use duet_core::scheduler::{
+    Command, Effect, Event, FinishReason, Output, Record, Scheduler, Verdict,
+};
+use duet_core::{Millis, TrainerEpoch, WorkerId};
+use duet_store::Journal;
+use duet_store::journal::{MAX_RECORDS, MAX_SEGMENT};
+use ending::Ending;
+use request::Request;
+use status::Board;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use waiting::Waiting;
+
+/// Requests that wait for the driver; more of them wait in their handlers.
+const INBOX: usize = 4096;
+/// Requests of one turn.
+const TURN: usize = 4096;
+/// Records after which the state is kept whole, so that a restart reads few segments.
+const RECORDS_PER_SNAPSHOT: usize = 8192;
+
+/// The driver's end of the lines to the keeper.
+pub struct KeeperLine {
+    /// Jobs for it.
+    pub jobs: mpsc::Sender<Job>,
+    /// What became of them.
+    pub kept: mpsc::UnboundedReceiver<Kept>,
+}
+
+/// How long endings may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// From the wish to stop to the end without a checkpoint.
+    pub stop: Duration,
+    /// For workers to ask and be sent home.
+    pub farewell: Duration,
+}
+
+/// Owns the run.
+pub struct Driver {
+    scheduler: Scheduler,
+    journal: Journal,
+    clock: Clock,
+    inbox: mpsc::Receiver<Request>,
+    keeper: KeeperLine,
+    shutdown: CancellationToken,
+    /// Tells watchers that something changed.
+    changed: watch::Sender<u64>,
+    waiting: Waiting,
+    /// The newest trainer group that is over, for whoever may still be in it.
+    aborted: BTreeMap<WorkerId, TrainerEpoch>,
+    board: Board,
+    ending: Ending,
+    since_snapshot: usize,
+    /// What the requests of this turn have caused so far.
+    turn: Turn,
+}
+
+/// Collected over a turn, carried out after the append.
+#[derive(Default)]
+struct Turn {
+    records: Vec<Record>,
+    effects: Vec<Effect>,
+    answers: Vec<Box<dyn FnOnce() + Send>>,
+    /// Polls that ran out.
+    over: Vec<(WorkerId, u64)>,
+}
+
+impl Driver {
+    /// A driver and the handle for everybody else.
+    pub fn new(
+        scheduler: Scheduler,
+        journal: Journal,
+        terms: Terms,
+        keeper: KeeperLine,
+        patience: Patience,
+        shutdown: CancellationToken,
+    ) -> (Driver, Handle) {
+        let (to, inbox) = mpsc::channel(INBOX);
+        let (changed, changes) = watch::channel(0);
+        let clock = Clock::start();
+        let driver = Driver {
+            board: Board::new(&terms.run, clock, scheduler.state()),
+            scheduler,
+            journal,
+            clock,
+            inbox,
+            keeper,
+            shutdown,
+            changed,
+            waiting: Waiting::default(),
+            aborted: BTreeMap::new(),
+            ending: Ending::new(patience),
+            since_snapshot: 0,
+            turn: Turn::default(),
+        };
+        (driver, Handle::new(to, changes, terms))
+    }
+
+    /// Drives the run to its end.
+    ///
+    /// # Errors
+    /// The journal failed or was taken over: what was not acknowledged did not happen.
+    pub async fn run(mut self) -> Result<FinishReason, CoordinatorError> {
+        self.collect();
+        loop {
+            self.commit().await?;
+            if let Some(reason) = self.ending.over(self.clock.now(), &self.scheduler) {
+                return Ok(reason);
+            }
+            self.wait().await;
+        }
+    }
+
+    /// Waits for something to happen and takes all that has happened meanwhile.
+    async fn wait(&mut self) {
+        let due = [self.scheduler.poll_timeout(), self.ending.deadline()].into_iter().flatten();
+        let due = due.min().map(|at| self.clock.instant(at));
+        let asked = self.ending.is_stopping();
+        tokio::select! {
+            Some(request) = self.inbox.recv() => self.take(request),
+            Some(kept) = self.keeper.kept.recv() => self.kept(kept),
+            () = self.shutdown.cancelled(), if !asked => self.stop("told to stop"),
+            () = sleep_until(due) => {}
+        }
+        for _ in 1..TURN {
+            let Ok(request) = self.inbox.try_recv() else { break };
+            self.take(request);
+        }
+        // After the requests: a heartbeat that waited in the queue is a sign of life.
+        let now = self.clock.now();
+        if self.scheduler.poll_timeout().is_some_and(|at| at <= now) {
+            self.scheduler.handle_timeout(now);
+            self.collect();
+        }
+    }
+
+    fn take(&mut self, request: Request) {
+        match request {
+            Request::Event { event, reply } => {
+                let verdict = self.handle(event);
+                self.turn.answers.push(Box::new(move || drop(reply.send(verdict))));
+            }
+            Request::Poll { worker, session, ticket, reply } => {
+                let verdict = self.handle(Event::Polled { worker: worker.clone(), session });
+                match verdict {
+                    Verdict::Unknown => drop(reply.send(Polled::Unknown)),
+                    _ => self.waiting.wait(worker, session, ticket, reply),
+                }
+            }
+            Request::PollOver { worker, session, ticket } => {
+                if self.waiting.holds(&worker, ticket) {
+                    self.handle(Event::PollExpired { worker: worker.clone(), session });
+                    self.turn.over.push((worker, ticket));
+                }
+            }
+            Request::Heartbeat { worker, session, reply } => {
+                let known = { self.handle(Event::Heartbeat { worker: worker.clone(), session }) }
+                    != Verdict::Unknown;
+                let aborted = self.aborted.get(&worker).copied();
+                let _ = reply.send(Beat { known, aborted });
+            }
+            Request::Status { reply } => drop(reply.send(Box::new(self.status()))),
+        }
+    }
+
+    fn handle(&mut self, event: Event) -> Verdict {
+        let now = self.clock.now();
+        self.board.note(now, &event);
+        let stop = matches!(event, Event::Control(Command::Stop));
+        let joined = match &event {
+            Event::Registered { worker, .. } => Some(worker.clone()),
+            _ => None,
+        };
+        let verdict = self.scheduler.handle(now, event);
+        if let Some(worker) = joined.filter(|_| verdict == Verdict::Accepted) {
+            // A process that is new here belongs to no group: whatever it thinks it is in is over.
+            self.aborted.insert(worker, self.scheduler.state().epoch);
+        }
+        if stop {
+            self.ending.stop(now);
+        }
+        self.collect();
+        verdict
+    }
+
+    fn stop(&mut self, why: &str) {
+        tracing::info!(why, "stopping: a checkpoint first, then everybody goes home");
+        self.handle(Event::Control(Command::Stop));
+    }
+
+    fn kept(&mut self, kept: Kept) {
+        match kept {
+            Kept::Event(event) => drop(self.handle(event)),
+            Kept::Failure { kind, text } => {
+                tracing::warn!(kind, text, "failed");
+                self.board.failed(self.clock.now(), kind, text);
+            }
+        }
+    }
+
+    /// Moves what the scheduler has to say into the turn.
+    fn collect(&mut self) {
+        while let Some(Output { records, effects }) = self.scheduler.poll_output() {
+            self.board.tally(self.clock.now(), &records, &effects, self.scheduler.state());
+            self.turn.records.extend(records);
+            self.turn.effects.extend(effects);
+        }
+    }
+
+    /// Makes the turn durable, then carries it out.
+    async fn commit(&mut self) -> Result<(), CoordinatorError> {
+        let turn = std::mem::take(&mut self.turn);
+        let encoded: Vec<Vec<u8>> =
+            turn.records.iter().map(codec::encode_record).collect::<Result<_, _>>()?;
+        for batch in batches(&encoded) {
+            self.journal.append(batch).await?;
+        }
+        self.carry_out(turn.effects).await;
+        self.waiting.over(turn.over);
+        turn.answers.into_iter().for_each(|answer| answer());
+        self.since_snapshot += encoded.len();
+        let checkpointed = turn.records.iter().any(|r| matches!(r, Record::Checkpointed { .. }));
+        if checkpointed || self.since_snapshot >= RECORDS_PER_SNAPSHOT {
+            self.snapshot().await;
+        }
+        self.changed.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    /// Keeps the state whole, so that the segments before it need not be read again. A failure here
+    /// loses nothing: the segments are still there.
+    async fn snapshot(&mut self) {
+        self.since_snapshot = 0;
+        if let Err(error) = self.shorten_journal().await {
+            tracing::warn!(%error, "the journal could not be shortened");
+            self.board.failed(self.clock.now(), "journal", error.to_string());
+        }
+    }
+
+    async fn shorten_journal(&mut self) -> Result<(), CoordinatorError> {
+        let state = codec::encode_state(self.scheduler.state())?;
+        self.journal.snapshot(&state).await?;
+        self.journal.collect().await?;
+        Ok(())
+    }
+
+    fn status(&self) -> RunStatus {
+        let now = self.clock.now();
+        self.board.show(now, self.scheduler.status(now))
+    }
+}
+
+async fn sleep_until(due: Option<tokio::time::Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Cuts records into what fits a segment each. They need not be durable together: effects follow the
+/// last one.
+fn batches(records: &[Vec<u8>]) -> Vec<&[Vec<u8>]> {
+    /// Half of what a segment may hold, so that its own bytes need not be counted here.
+    const BYTES: usize = MAX_SEGMENT / 2;
+    let (mut batches, mut start, mut bytes) = (Vec::new(), 0, 0);
+    for (i, record) in records.iter().enumerate() {
+        if i > start && (bytes + record.len() > BYTES || i - start >= MAX_RECORDS) {
+            batches.push(&records[start..i]);
+            (start, bytes) = (i, 0);
+        }
+        bytes += record.len();
+    }
+    if start < records.len() {
+        batches.push(&records[start..]);
+    }
+    batches
+}
+
+/// A span in seconds.
+fn seconds(span: Millis) -> f64 {
+    span.0 as f64 / 1000.0
+}

@@ -1,0 +1,167 @@
+//! The worker service.
+
+use super::{gone, malformed, sender};
+use crate::driver::{Handle, Polled};
+use duet_core::scheduler::Verdict;
+use duet_core::work::Report;
+use duet_core::{Digest, Generation};
+use duet_proto::convert::{MAX_BUILD, Sender, clip_reason, decode_digest, decode_role};
+use duet_proto::v1 as wire;
+use duet_proto::v1::worker_service_server::WorkerService;
+use tonic::{Request, Response, Status};
+
+/// Gives out work and takes reports.
+pub struct Workers {
+    handle: Handle,
+}
+
+impl Workers {
+    /// The service in front of a driver.
+    pub fn new(handle: Handle) -> Workers {
+        Workers { handle }
+    }
+
+    fn generation(&self) -> u64 {
+        self.handle.terms().generation.0
+    }
+
+    /// Whether the worker registered here. It did not when it names another generation: an older one
+    /// means that it has not noticed this coordinator yet; a newer one, that this one was replaced and
+    /// may not be obeyed any more.
+    fn is_ours(&self, sender: &Sender) -> Result<bool, Status> {
+        let Generation(ours) = self.handle.terms().generation;
+        match sender.generation.0 {
+            theirs if theirs > ours => Err(Status::unavailable(format!(
+                "this coordinator (generation {ours}) was replaced by generation {theirs}"
+            ))),
+            theirs => Ok(theirs == ours),
+        }
+    }
+
+    fn check_config(&self, sender: &Sender, theirs: Digest) -> Result<(), Status> {
+        let ours = self.handle.terms().config;
+        if theirs == ours {
+            return Ok(());
+        }
+        let text = format!(
+            "the configuration of {} ({}) is not the run's ({}): start it with the configuration \
+             file and the overrides that the coordinator was started with",
+            sender.worker,
+            theirs.short(),
+            ours.short()
+        );
+        tracing::warn!(worker = %sender.worker, "refused: another configuration");
+        Err(Status::failed_precondition(text))
+    }
+}
+
+#[tonic::async_trait]
+impl WorkerService for Workers {
+    async fn register(
+        &self,
+        request: Request<wire::RegisterRequest>,
+    ) -> Result<Response<wire::RegisterResponse>, Status> {
+        let from = request.remote_addr();
+        let request = request.into_inner();
+        let sender = sender(request.caller)?;
+        let role = decode_role(request.role).map_err(malformed)?;
+        let digest = decode_digest("config_digest", &request.config_digest).map_err(malformed)?;
+        self.check_config(&sender, digest)?;
+        let worker = sender.worker.clone();
+        let verdict = { self.handle.register(worker, role, sender.session).await }.map_err(gone)?;
+        match verdict {
+            Verdict::Accepted => {
+                let build: String = request.build.chars().take(MAX_BUILD).collect();
+                tracing::info!(worker = %sender.worker, %role, ?from, build, "registered");
+            }
+            Verdict::Refused(reason) => return Err(Status::failed_precondition(reason)),
+            Verdict::Duplicate | Verdict::Stale | Verdict::Unknown => {}
+        }
+        let terms = self.handle.terms();
+        Ok(Response::new(wire::RegisterResponse {
+            generation: terms.generation.0,
+            heartbeat_ms: millis(terms.heartbeat),
+            poll_ms: millis(terms.poll),
+            run: terms.run.clone(),
+        }))
+    }
+
+    async fn poll(
+        &self,
+        request: Request<wire::PollRequest>,
+    ) -> Result<Response<wire::PollResponse>, Status> {
+        let sender = sender(request.into_inner().caller)?;
+        let polled = if self.is_ours(&sender)? {
+            self.handle.poll(sender.worker, sender.session).await.map_err(gone)?
+        } else {
+            Polled::Unknown
+        };
+        let unknown = polled == Polled::Unknown;
+        let assignment = match &polled {
+            Polled::Assigned(assignment) => Some((&**assignment).into()),
+            Polled::Nothing | Polled::Unknown => None,
+        };
+        let generation = self.generation();
+        Ok(Response::new(wire::PollResponse { generation, assignment, unknown }))
+    }
+
+    async fn report(
+        &self,
+        request: Request<wire::ReportRequest>,
+    ) -> Result<Response<wire::ReportResponse>, Status> {
+        let request = request.into_inner();
+        let sender = sender(request.caller)?;
+        let report = request.report.ok_or_else(|| Status::invalid_argument("no report"))?;
+        let report = Report::try_from(report).map_err(malformed)?;
+        let verdict = if self.is_ours(&sender)? {
+            self.handle.report(sender.worker, sender.session, report).await.map_err(gone)?
+        } else {
+            Verdict::Unknown
+        };
+        let (verdict, reason) = match verdict {
+            Verdict::Accepted => (wire::Verdict::Accepted, String::new()),
+            Verdict::Duplicate => (wire::Verdict::Duplicate, String::new()),
+            Verdict::Stale => (wire::Verdict::Stale, String::new()),
+            Verdict::Unknown => (wire::Verdict::Unknown, String::new()),
+            Verdict::Refused(reason) => (wire::Verdict::Refused, clip_reason(&reason)),
+        };
+        let (generation, verdict) = (self.generation(), verdict.into());
+        Ok(Response::new(wire::ReportResponse { generation, verdict, reason }))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<wire::HeartbeatRequest>,
+    ) -> Result<Response<wire::HeartbeatResponse>, Status> {
+        let sender = sender(request.into_inner().caller)?;
+        let generation = self.generation();
+        if !self.is_ours(&sender)? {
+            let answer = wire::HeartbeatResponse { generation, unknown: true, abort_epoch: None };
+            return Ok(Response::new(answer));
+        }
+        let beat = self.handle.heartbeat(sender.worker, sender.session).await.map_err(gone)?;
+        Ok(Response::new(wire::HeartbeatResponse {
+            generation,
+            unknown: !beat.known,
+            abort_epoch: beat.aborted.map(|epoch| epoch.0),
+        }))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<wire::LeaveRequest>,
+    ) -> Result<Response<wire::LeaveResponse>, Status> {
+        let request = request.into_inner();
+        let sender = sender(request.caller)?;
+        if self.is_ours(&sender)? {
+            let reason = clip_reason(&request.reason);
+            tracing::info!(worker = %sender.worker, reason, "left");
+            self.handle.leave(sender.worker, sender.session, reason).await.map_err(gone)?;
+        }
+        Ok(Response::new(wire::LeaveResponse { generation: self.generation() }))
+    }
+}
+
+fn millis(span: std::time::Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

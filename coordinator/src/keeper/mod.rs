@@ -1,0 +1,155 @@
+//! The keeper: one task that writes what may take long, in order, so that the driver need not wait.
+//!
+//! An iteration's tables are written before a checkpoint that makes the scheduler forget the
+//! iteration, and artifacts are deleted after it: jobs are done strictly one after the other, and a
+//! checkpoint is refused while tables of earlier iterations are missing.
+
+mod checkpoint;
+pub mod metrics;
+mod metrics_file;
+
+pub use checkpoint::CheckpointJob;
+
+use crate::error::CoordinatorError;
+use crate::options::Options;
+use duet_core::ArtifactRef;
+use duet_core::scheduler::{Event, IterationLineage};
+use duet_store::checkpoint::Retention;
+use duet_store::{Lineage, Store, StoreError, keys};
+use metrics_file::MetricsFile;
+use std::collections::VecDeque;
+use tokio::sync::mpsc;
+
+/// Jobs that wait; beyond that the driver waits.
+pub const QUEUE: usize = 256;
+/// Iterations whose tables could not be written yet and are tried again; beyond that the oldest waits
+/// for a restart, which writes it again from the journal.
+const BACKLOG: usize = 64;
+
+/// Something to be kept.
+pub enum Job {
+    /// An iteration's rows: its tables and its line in `metrics.jsonl`.
+    Lineage(Box<IterationLineage>),
+    /// A checkpoint manifest. Answered by [`Kept::Event`].
+    Checkpoint(Box<CheckpointJob>),
+    /// Artifacts that nothing needs any more.
+    Collect(Vec<ArtifactRef>),
+}
+
+/// What became of a job.
+pub enum Kept {
+    /// The scheduler waits for this.
+    Event(Event),
+    /// Something failed that the scheduler does not wait for.
+    Failure {
+        /// A class that is counted.
+        kind: &'static str,
+        /// What happened.
+        text: String,
+    },
+}
+
+/// Does the jobs.
+pub struct Keeper {
+    store: Store,
+    lineage: Lineage,
+    metrics: Option<MetricsFile>,
+    retention: Retention,
+    run: String,
+    config: duet_core::Digest,
+    backlog: VecDeque<Box<IterationLineage>>,
+    jobs: mpsc::Receiver<Job>,
+    kept: mpsc::UnboundedSender<Kept>,
+}
+
+impl Keeper {
+    /// A keeper and the driver's ends of its lines.
+    ///
+    /// # Errors
+    /// `metrics.jsonl` cannot be opened.
+    pub fn new(
+        options: &Options,
+    ) -> Result<(Keeper, mpsc::Sender<Job>, mpsc::UnboundedReceiver<Kept>), CoordinatorError> {
+        let (to, jobs) = mpsc::channel(QUEUE);
+        // At most one answer a job, and the jobs are bounded; the driver must never be waited for.
+        let (kept, from) = mpsc::unbounded_channel();
+        let metrics =
+            options.store.local_root().map(|root| MetricsFile::open(&root)).transpose()?;
+        let keeper = Keeper {
+            lineage: options.store.lineage(),
+            store: options.store.clone(),
+            metrics,
+            retention: options.retention,
+            run: options.run.clone(),
+            config: options.config,
+            backlog: VecDeque::new(),
+            jobs,
+            kept,
+        };
+        Ok((keeper, to, from))
+    }
+
+    /// Does jobs until there can be no more: the driver has ended and the queue is empty.
+    pub async fn run(mut self) {
+        while let Some(job) = self.jobs.recv().await {
+            match job {
+                Job::Lineage(lineage) => {
+                    self.backlog.push_back(lineage);
+                    self.write_backlog().await;
+                }
+                Job::Checkpoint(job) => {
+                    self.write_backlog().await;
+                    let event = self.checkpoint(*job).await;
+                    self.tell(Kept::Event(event));
+                }
+                Job::Collect(artifacts) => {
+                    if let Err(error) = self.collect(artifacts).await {
+                        self.fail("collect", error.to_string());
+                    }
+                }
+            }
+        }
+        self.write_backlog().await;
+    }
+
+    fn tell(&self, kept: Kept) {
+        // Nobody listens only when the coordinator is going.
+        drop(self.kept.send(kept));
+    }
+
+    fn fail(&self, kind: &'static str, text: String) {
+        self.tell(Kept::Failure { kind, text });
+    }
+
+    /// Writes the tables that are not written yet, oldest first.
+    async fn write_backlog(&mut self) {
+        while let Some(lineage) = self.backlog.front() {
+            if let Err(error) = self.lineage.write(lineage).await {
+                self.fail("lineage", format!("tables of iteration {}: {error}", lineage.iteration));
+                if self.backlog.len() > BACKLOG {
+                    self.backlog.pop_front();
+                }
+                return;
+            }
+            let written = self.metrics.as_mut().map_or(Ok(()), |file| file.append(lineage));
+            if let Err(error) = written {
+                self.fail("metrics", error.to_string());
+            }
+            self.backlog.pop_front();
+        }
+    }
+
+    /// Deletes artifacts, but not what a kept checkpoint names: retention deletes that.
+    async fn collect(&self, artifacts: Vec<ArtifactRef>) -> Result<(), StoreError> {
+        let checkpoints = self.store.checkpoints();
+        let kept = checkpoints.list().await?;
+        for artifact in artifacts {
+            let version = keys::weights_version(&artifact.key);
+            if version.is_some_and(|version| kept.contains(&version)) {
+                continue;
+            }
+            self.store.delete(&artifact.key).await?;
+        }
+        Ok(())
+    }
+}

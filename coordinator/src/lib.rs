@@ -1,0 +1,33 @@
+//! The coordinator: drives the pure scheduler of `duet_core` and is the only writer of a run's
+//! journal. It calls nobody; workers, operators and watchers call it.
+//!
+//! ```text
+//! gRPC handlers --Handle--> Driver (owns Scheduler, Journal) --Job--> Keeper (checkpoints, lineage,
+//!      ^                      |  1. events in                            |     metrics.jsonl, garbage)
+//!      |                      |  2. records made durable                 |
+//!      +------- replies ------+  3. effects, replies         <--Event----+
+//! ```
+//! | who | waits for | who unblocks it |
+//! |---|---|---|
+//! | a handler | the driver's reply, for a poll at most `poll` | the driver, after the append |
+//! | the driver | a request, the keeper, the scheduler's next deadline, the shutdown token | handlers, keeper, clock, signals |
+//! | the keeper | a job | the driver |
+//!
+//! Every queue between them is bounded; the driver never waits for a handler, and the keeper never
+//! waits for the driver.
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod codec;
+pub mod driver;
+pub mod error;
+pub mod grpc;
+pub mod identity;
+pub mod keeper;
+pub mod options;
+pub mod service;
+
+pub use driver::Handle;
+pub use error::CoordinatorError;
+pub use options::Options;
+pub use service::Service;

@@ -1,0 +1,137 @@
+//! A run from its beginning to its end over real gRPC.
+
+mod common;
+
+use common::workers::{Crew, worker_options};
+use common::{Running, count, options, status, until, within};
+use duet_core::scheduler::FinishReason;
+use duet_core::{Digest, PolicyVersion, Role};
+use duet_proto::v1::{self as wire, RunState, WorkerState};
+use duet_service::worker::{Session, SessionError};
+use tokio_util::sync::CancellationToken;
+
+#[tokio::test]
+async fn a_run_completes_and_leaves_its_tables_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(folder.path(), 3);
+    let (store, config) = (options.store.clone(), options.config);
+    let running = Running::start(options).await;
+
+    let before = status(&running.url).await;
+    assert_eq!((before.run.as_str(), before.state()), ("test", RunState::Starting));
+    let crew = Crew::hire(&running.url, &store, config);
+    let after = until(&running.url, "completion", |s| s.state() == RunState::Completed).await;
+    let ledger = crew.home().await;
+    assert_eq!(running.ended().await.unwrap(), FinishReason::Completed);
+
+    assert_eq!((after.iteration, after.iterations, after.version), (3, 3, 3));
+    assert_eq!(after.images_done, 3 * 2 * 2 * 2);
+    assert_eq!(count(&after.trees, "trained") + count(&after.trees, "zero-spread"), 6);
+    assert_eq!(after.last_checkpoint_version, Some(3));
+    assert!(after.failures.is_empty(), "{:?}", after.failures);
+    let rewards: Vec<&str> = after.rewards.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(rewards, ["dit", "llm", "semantic"]);
+
+    let counts = ledger.counts();
+    assert_eq!(counts.len(), 6 + 12 + 12 + 3, "trees, sub-trees rendered and scored, steps");
+    assert!(counts.values().all(|count| *count == 1), "{counts:?}");
+
+    assert_eq!(store.lineage().iterations().await.unwrap(), [0, 1, 2]);
+    let newest = store.checkpoints().newest().await.unwrap().unwrap();
+    assert_eq!(newest.version, PolicyVersion(3));
+    store.checkpoints().verify(&newest).await.unwrap();
+    let metrics = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().count(), 3);
+    for name in ["\"reward/llm\":", "\"rewards/semantic/mean\":", "\"loss\":0.1", "\"time_ms\":"] {
+        assert!(metrics.lines().all(|line| line.contains(name)), "{name} in {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn stopping_saves_and_resuming_goes_on_without_repeating_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = options(folder.path(), 5);
+    let (store, config) = (first.store.clone(), first.config);
+    let running = Running::start(first).await;
+    let crew = Crew::hire(&running.url, &store, config);
+    until(&running.url, "the first step", |s| s.version >= 1).await;
+    running.shutdown.cancel();
+    let before = crew.home().await.counts();
+    assert_eq!(running.ended().await.unwrap(), FinishReason::Stopped);
+    let saved = store.checkpoints().newest().await.unwrap().unwrap().version;
+    assert!(saved >= PolicyVersion(1));
+
+    let mut second = options(folder.path(), 5);
+    second.resume = true;
+    let running = Running::start(second).await;
+    let crew = Crew::hire(&running.url, &store, config);
+    until(&running.url, "completion", |s| s.state() == RunState::Completed).await;
+    let after = crew.home().await.counts();
+    assert_eq!(running.ended().await.unwrap(), FinishReason::Completed);
+    let twice: Vec<_> = after.keys().filter(|what| before.contains_key(*what)).collect();
+    assert!(twice.is_empty(), "done before and after the stop: {twice:?}");
+    assert_eq!(before.len() + after.len(), 10 + 20 + 20 + 5);
+    assert_eq!(store.lineage().iterations().await.unwrap(), [0, 1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn a_complete_run_is_complete_without_anybody() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = options(folder.path(), 1);
+    let (store, config) = (first.store.clone(), first.config);
+    let running = Running::start(first).await;
+    Crew::hire(&running.url, &store, config).home().await;
+    assert_eq!(running.ended().await.unwrap(), FinishReason::Completed);
+    let mut again = options(folder.path(), 1);
+    again.resume = true;
+    let running = Running::start(again).await;
+    until(&running.url, "completion", |s| s.state() == RunState::Completed).await;
+    assert_eq!(running.ended().await.unwrap(), FinishReason::Completed);
+}
+
+#[tokio::test]
+async fn another_configuration_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = Running::start(options(folder.path(), 1)).await;
+    let other = Digest::of(b"another configuration");
+    let options = worker_options(&running.url, "rollout-0", Role::Rollout, other);
+    let refused = Session::connect(options, CancellationToken::new()).await;
+    let Err(SessionError::Refused(why)) = refused else { panic!("it was let in") };
+    assert!(why.contains("configuration of rollout-0"), "{why}");
+    assert!(status(&running.url).await.workers.is_empty());
+}
+
+#[tokio::test]
+async fn pausing_holds_work_back_and_draining_sends_one_worker_home() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(folder.path(), 1);
+    let config = options.config;
+    let running = Running::start(options).await;
+    let mut control = duet_service::channel::control_client(common::connect(&running.url));
+    control.pause(wire::PauseRequest {}).await.unwrap();
+    let worker = worker_options(&running.url, "rollout-0", Role::Rollout, config);
+    let session = Session::connect(worker, CancellationToken::new()).await.unwrap();
+    let next = tokio::spawn({
+        let session = session.clone();
+        async move { session.next().await }
+    });
+    let seen = until(&running.url, "an idle worker", |s| {
+        s.workers.iter().any(|w| w.state() == WorkerState::Idle)
+    });
+    let seen = seen.await;
+    assert_eq!((seen.state(), seen.workers[0].worker_id.as_str()), (RunState::Paused, "rollout-0"));
+    assert_eq!(seen.workers[0].role(), wire::Role::Rollout);
+
+    let worker_id = "rollout-7".to_owned();
+    let unknown = control.drain(wire::DrainRequest { worker_id }).await.unwrap_err();
+    assert_eq!(unknown.code(), tonic::Code::NotFound);
+    let worker_id = "rollout-0".to_owned();
+    control.drain(wire::DrainRequest { worker_id }).await.unwrap();
+    let sent = within("the drain", next).await.unwrap().unwrap();
+    assert!(matches!(sent, duet_core::work::Assignment::Leave { .. }), "{sent:?}");
+    session.leave("drained").await;
+    let seen = until(&running.url, "the goodbye", |s| {
+        s.workers.iter().any(|w| w.state() == WorkerState::Left)
+    });
+    seen.await;
+}
