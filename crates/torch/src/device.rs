@@ -8,8 +8,9 @@
 
 use futures::channel::oneshot;
 use std::any::Any;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc;
+use std::sync::{Once, mpsc};
 use std::thread;
 
 /// A call did not come back with a value.
@@ -34,6 +35,33 @@ pub enum DeviceError {
         /// The system's words.
         reason: String,
     },
+}
+
+thread_local! {
+    /// Whether this thread runs a closure whose panic becomes an error.
+    static CAUGHT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A refusal of libtorch carries pages of C++ stack; where it becomes an error, printing them too
+/// would hide that error.
+fn quiet_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !CAUGHT.get() {
+                before(info);
+            }
+        }));
+    });
+}
+
+/// Runs `work`, taking a panic as an error.
+fn caught<T>(thread: &str, work: impl FnOnce() -> T) -> Result<T, DeviceError> {
+    CAUGHT.set(true);
+    let value = catch_unwind(AssertUnwindSafe(work));
+    CAUGHT.set(false);
+    value.map_err(|panic| panicked(thread, &*panic))
 }
 
 type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
@@ -64,6 +92,7 @@ impl<S: 'static> DeviceThread<S> {
     where
         E: From<DeviceError> + Send + 'static,
     {
+        quiet_panics();
         let (jobs, queue) = mpsc::channel::<Job<S>>();
         let (ready, made) = mpsc::channel();
         let thread = name.to_owned();
@@ -71,7 +100,7 @@ impl<S: 'static> DeviceThread<S> {
         thread::Builder::new()
             .name(thread.clone())
             .spawn(move || {
-                let mut state = match catch_unwind(AssertUnwindSafe(make)) {
+                let mut state = match caught(&label, make) {
                     Ok(Ok(state)) => {
                         let _ = ready.send(Ok(()));
                         state
@@ -81,7 +110,7 @@ impl<S: 'static> DeviceThread<S> {
                         return;
                     }
                     Err(panic) => {
-                        let _ = ready.send(Err(panicked(&label, &*panic).into()));
+                        let _ = ready.send(Err(panic.into()));
                         return;
                     }
                 };
@@ -128,11 +157,7 @@ impl<S: 'static> DeviceThread<S> {
         answer: impl FnOnce(Result<T, DeviceError>) + Send + 'static,
     ) -> Result<(), DeviceError> {
         let name = self.name.clone();
-        let job: Job<S> = Box::new(move |state| {
-            answer(
-                catch_unwind(AssertUnwindSafe(|| work(state))).map_err(|p| panicked(&name, &*p)),
-            );
-        });
+        let job: Job<S> = Box::new(move |state| answer(caught(&name, || work(state))));
         self.jobs.send(job).map_err(|_| self.gone())
     }
 
