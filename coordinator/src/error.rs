@@ -54,10 +54,10 @@ pub enum CoordinatorError {
     },
     /// The store failed.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(Box<StoreError>),
     /// The journal failed.
     #[error(transparent)]
-    Journal(#[from] JournalError),
+    Journal(Box<JournalError>),
     /// The journal and the configuration do not belong together.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -77,6 +77,18 @@ pub enum CoordinatorError {
     RunFailed(String),
 }
 
+impl From<StoreError> for CoordinatorError {
+    fn from(error: StoreError) -> Self {
+        CoordinatorError::Store(Box::new(error))
+    }
+}
+
+impl From<JournalError> for CoordinatorError {
+    fn from(error: JournalError) -> Self {
+        CoordinatorError::Journal(Box::new(error))
+    }
+}
+
 impl CoordinatorError {
     /// What the process should exit with.
     pub fn exit_code(&self) -> u8 {
@@ -85,23 +97,27 @@ impl CoordinatorError {
             | CoordinatorError::Prompts(_)
             | CoordinatorError::Occupied { .. }
             | CoordinatorError::OtherRun { .. }
-            | CoordinatorError::Restore(_)
-            | CoordinatorError::Store(StoreError::Url { .. } | StoreError::Conflict { .. }) => {
-                exit::CONFIG
-            }
-            // Starting the one that was fenced again would fence its successor.
-            CoordinatorError::Journal(JournalError::Fenced { .. })
-            | CoordinatorError::RunFailed(_) => exit::OTHER,
-            CoordinatorError::Store(error)
-            | CoordinatorError::Journal(JournalError::Store(error)) => match error {
-                StoreError::Timeout { .. } | StoreError::Backend { .. } => exit::RETRY,
+            | CoordinatorError::Restore(_) => exit::CONFIG,
+            CoordinatorError::RunFailed(_) => exit::OTHER,
+            CoordinatorError::Store(error) => store_code(error),
+            CoordinatorError::Journal(error) => match &**error {
+                JournalError::Store(error) => store_code(error),
+                // Starting the one that was fenced again would fence its successor.
+                JournalError::Fenced { .. } => exit::OTHER,
                 _ => exit::IO,
             },
             CoordinatorError::Server(_)
             | CoordinatorError::Unreadable { .. }
             | CoordinatorError::Runtime(_)
-            | CoordinatorError::Journal(_)
             | CoordinatorError::File { .. } => exit::IO,
         }
+    }
+}
+
+fn store_code(error: &StoreError) -> u8 {
+    match error {
+        StoreError::Url { .. } | StoreError::Conflict { .. } => exit::CONFIG,
+        StoreError::Timeout { .. } | StoreError::Backend { .. } => exit::RETRY,
+        _ => exit::IO,
     }
 }

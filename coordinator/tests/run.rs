@@ -135,3 +135,53 @@ async fn pausing_holds_work_back_and_draining_sends_one_worker_home() {
     });
     seen.await;
 }
+
+#[tokio::test]
+async fn messages_of_other_generations_and_malformed_ones_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(folder.path(), 1);
+    let config = options.config;
+    let running = Running::start(options).await;
+    let worker = worker_options(&running.url, "rollout-0", Role::Rollout, config);
+    let session = Session::connect(worker, CancellationToken::new()).await.unwrap();
+    let mut client = duet_service::channel::worker_client(common::connect(&running.url));
+    let caller = |worker_id: &str, generation: u64| {
+        let (worker_id, session) = (worker_id.to_owned(), session.number());
+        Some(wire::Caller { worker_id, session, generation })
+    };
+    let beat = |caller| wire::HeartbeatRequest { caller };
+
+    let now = client.heartbeat(beat(caller("rollout-0", 1))).await.unwrap().into_inner();
+    assert_eq!((now.unknown, now.generation), (false, 1));
+    let old = client.heartbeat(beat(caller("rollout-0", 0))).await.unwrap().into_inner();
+    assert!(old.unknown, "whoever registered with another coordinator must register here");
+    let newer = client.heartbeat(beat(caller("rollout-0", 2))).await.unwrap_err();
+    assert_eq!(newer.code(), tonic::Code::Unavailable, "a replaced coordinator is not obeyed");
+    let stranger = client.heartbeat(beat(caller("rollout-9", 1))).await.unwrap().into_inner();
+    assert!(stranger.unknown);
+
+    for bad in [None, caller("", 1), caller("a b", 1), caller(&"x".repeat(500), 1)] {
+        let status = client.heartbeat(beat(bad)).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+    }
+    let empty = wire::ReportRequest { caller: caller("rollout-0", 1), report: None };
+    let status = client.report(empty).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+    assert_eq!(common::status(&running.url).await.workers.len(), 1);
+}
+
+#[tokio::test]
+async fn a_run_whose_tables_cannot_be_written_fails_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(folder.path(), 1);
+    let (store, config) = (options.store.clone(), options.config);
+    std::fs::write(folder.path().join("lineage"), "a file where a folder should be").unwrap();
+    let running = Running::start(options).await;
+    let crew = Crew::hire(&running.url, &store, config);
+    let failed = until(&running.url, "failure", |s| s.state() == RunState::Failed).await;
+    assert!(count(&failed.failures, "lineage") >= 1, "{:?}", failed.failures);
+    crew.home().await;
+    let error = running.ended().await.unwrap_err();
+    assert!(error.to_string().contains("tables of iteration 0"), "{error}");
+    assert!(store.checkpoints().list().await.unwrap().is_empty());
+}

@@ -21,6 +21,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Make one image.
     Sample(SampleArgs),
+    /// Write a whole pipeline folder with trained weights put onto the base model.
+    Export(ExportArgs),
 }
 
 /// `run`.
@@ -125,6 +127,39 @@ pub struct SampleArgs {
     /// How to sample.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+/// `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Pipeline folder of the base model.
+    #[arg(long)]
+    pub model: PathBuf,
+    /// The folder to write; one of that name is replaced.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Weights file to put onto the LLM, as a run publishes them.
+    #[arg(long, value_name = "FILE")]
+    pub llm_weights: Option<PathBuf>,
+    /// Weights file to put onto the DiT, as a run publishes them.
+    #[arg(long, value_name = "FILE")]
+    pub dit_weights: Option<PathBuf>,
+    /// Folder of a LoRA adapter to merge into the DiT.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+}
+
+impl ExportArgs {
+    /// The same choice of weights as `eval` and `sample` make.
+    pub fn sampling(&self) -> SamplingArgs {
+        SamplingArgs {
+            llm_weights: self.llm_weights.clone(),
+            dit_weights: self.dit_weights.clone(),
+            adapter: self.adapter.clone(),
+            threads: 1,
+            ..SamplingArgs::default()
+        }
+    }
 }
 
 /// `640x480` or `512`.

@@ -12,6 +12,7 @@ mod desk;
 pub mod engine;
 pub mod error;
 pub mod evaluate;
+pub mod export;
 pub mod failure;
 pub mod load;
 pub mod picture;

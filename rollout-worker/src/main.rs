@@ -4,7 +4,7 @@
 use clap::Parser;
 use duet_rollout_worker::args::{Cli, Command};
 use duet_rollout_worker::failure::Failure;
-use duet_rollout_worker::{evaluate, run, sample};
+use duet_rollout_worker::{evaluate, export, run, sample};
 use duet_service::{exit, telemetry};
 use std::process::ExitCode;
 
@@ -37,6 +37,12 @@ fn carry_out(command: &Command) -> Result<(), Failure> {
         Command::Eval(args) => {
             duet_torch::init(args.sampling.threads)?;
             evaluate::command::run(args, say)?;
+            Ok(())
+        }
+        Command::Export(args) => {
+            duet_torch::init(1)?;
+            export::export(args)?;
+            say(&format!("wrote {}", args.out.display()));
             Ok(())
         }
         Command::Sample(args) => {

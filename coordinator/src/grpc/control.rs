@@ -4,7 +4,7 @@ use super::gone;
 use crate::driver::Handle;
 use duet_core::WorkerId;
 use duet_core::scheduler::{Command, Verdict};
-use duet_proto::convert::clip_reason;
+use duet_proto::convert::{MAX_NAME, clip_reason};
 use duet_proto::v1 as wire;
 use duet_proto::v1::control_service_server::ControlService;
 use tonic::{Request, Response, Status};
@@ -52,7 +52,14 @@ impl ControlService for Control {
         &self,
         request: Request<wire::DrainRequest>,
     ) -> Result<Response<wire::DrainResponse>, Status> {
-        let worker = WorkerId(request.into_inner().worker_id);
+        let name = request.into_inner().worker_id;
+        if name.len() > MAX_NAME {
+            return Err(Status::invalid_argument(format!(
+                "the worker's name has {} bytes: at most {MAX_NAME} are taken",
+                name.len()
+            )));
+        }
+        let worker = WorkerId(name);
         let generation = self.wish(Command::Drain(worker)).await?;
         Ok(Response::new(wire::DrainResponse { generation }))
     }

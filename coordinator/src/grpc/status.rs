@@ -7,8 +7,9 @@ use duet_proto::convert::clip_reason;
 use duet_proto::v1 as wire;
 use duet_proto::v1::status_service_server::StatusService;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -20,16 +21,20 @@ const SHORTEST: Duration = Duration::from_millis(50);
 /// A watch sends at least so often, because ages and estimates change by themselves.
 const LONGEST: Duration = Duration::from_secs(5);
 
+/// Watches at the same time; beyond that, asking is refused.
+const WATCHES: usize = 256;
+
 /// Shows the run.
 pub struct StatusPage {
     handle: Handle,
     closing: CancellationToken,
+    watches: Arc<Semaphore>,
 }
 
 impl StatusPage {
     /// The service in front of a driver; watches end with `closing`.
     pub fn new(handle: Handle, closing: CancellationToken) -> StatusPage {
-        StatusPage { handle, closing }
+        StatusPage { handle, closing, watches: Arc::new(Semaphore::new(WATCHES)) }
     }
 }
 
@@ -53,6 +58,9 @@ impl StatusService for StatusPage {
             0 => INTERVAL,
             wish => Duration::from_millis(wish).clamp(SHORTEST, LONGEST),
         };
+        let watching = self.watches.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!("{WATCHES} watches are open; use Get, or try later"))
+        })?;
         // One message: a watcher that does not read slows down nobody but itself.
         let (to, stream) = mpsc::channel(1);
         let (handle, closing) = (self.handle.clone(), self.closing.clone());
@@ -62,6 +70,7 @@ impl StatusService for StatusPage {
                 () = closing.cancelled() => {}
                 () = to.closed() => {}
             }
+            drop(watching);
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }

@@ -133,3 +133,95 @@ fn std(values: &[f64]) -> Option<f64> {
 fn share(part: usize, whole: usize) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use duet_core::scheduler::TreeLineage;
+    use duet_core::work::{Gates, Weights, Window};
+    use duet_core::{Digest, PolicyVersion, Seed, TreeId, WorkerId};
+
+    fn lineage(iteration: u32, traces: Vec<TraceLineage>) -> IterationLineage {
+        let version = PolicyVersion(u64::from(iteration) + 1);
+        let tree = TreeLineage {
+            id: TreeId { iteration, index: 0 },
+            row: 0,
+            prompt: "p".to_owned(),
+            fate: "trained".to_owned(),
+            reason: String::new(),
+            seed: Seed([0; 32]),
+            traces,
+        };
+        IterationLineage {
+            iteration,
+            sampled_with: PolicyVersion(u64::from(iteration)),
+            gates: Gates { llm: 0.5, dit: 0.5 },
+            window: Window::default(),
+            weights: Weights { version, llm: None, dit: None, digest: Digest([0; 32]) },
+            metrics: [("loss".to_owned(), 0.25), ("odd".to_owned(), f64::NAN)].into(),
+            trees: vec![tree],
+        }
+    }
+
+    fn trace(reward: Option<f64>, leaves: &[Option<f64>], finish: Finish) -> TraceLineage {
+        let nobody = || WorkerId(String::new());
+        let score = |leaf: &Option<f64>| {
+            let score = leaf.map_or(Score::Failed("no".to_owned()), Score::Scored);
+            [("semantic".to_owned(), score)].into()
+        };
+        TraceLineage {
+            trace: 0,
+            think_worker: nobody(),
+            think_attempt: 1,
+            render_worker: nobody(),
+            render_attempt: 1,
+            score_worker: nobody(),
+            score_attempt: 1,
+            text: String::new(),
+            refined_prompt: String::new(),
+            well_formed: finish == Finish::Stop,
+            tokens: 10,
+            finish,
+            trace_artifact: String::new(),
+            render_artifact: String::new(),
+            reward,
+            advantage: None,
+            scores: leaves.iter().map(score).collect(),
+            leaf_rewards: leaves.to_vec(),
+            leaf_advantages: vec![None; leaves.len()],
+        }
+    }
+
+    #[test]
+    fn missing_rewards_are_left_out_and_never_zero() {
+        let with = [Some(0.2), None, Some(0.6)];
+        let traces = vec![
+            trace(Some(0.4), &with, Finish::Stop),
+            trace(None, &[None, None, None], Finish::Length),
+        ];
+        let row = row(&lineage(0, traces));
+        let close = |name: &str, value: f64| {
+            assert!((row[name] - value).abs() < 1e-12, "{name} is {}, not {value}", row[name]);
+        };
+        close("reward/llm", 0.4);
+        close("reward/dit", 0.4);
+        close("reward_std/dit", 0.2);
+        close("rewards/semantic/mean", 0.4);
+        close("rewards/semantic/failed", 4.0 / 6.0);
+        close("frac_reward_zero_std/llm", 1.0); // a group of one has no spread
+        close("frac_reward_zero_std/dit", 0.0);
+        close("frac_reward_zero_std", 0.5);
+        close("completions/clipped_ratio", 0.5);
+        close("well_formed", 0.5);
+        close("loss", 0.25);
+        assert!(!row.contains_key("odd"), "a number that is none has no place in a row");
+        assert_eq!(rewards(&row).keys().collect::<Vec<_>>(), ["dit", "llm", "semantic"]);
+    }
+
+    #[test]
+    fn nothing_rewarded_gives_no_reward() {
+        let row = row(&lineage(0, vec![trace(None, &[None], Finish::Stop)]));
+        assert!(!row.contains_key("reward") && !row.contains_key("reward_std"));
+        assert_eq!(row["rewards/semantic/failed"], 1.0);
+    }
+}

@@ -82,3 +82,44 @@ impl MetricsFile {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use duet_core::work::{Gates, Weights, Window};
+    use duet_core::{Digest, PolicyVersion};
+
+    fn iteration(iteration: u32) -> IterationLineage {
+        let version = PolicyVersion(u64::from(iteration) + 1);
+        IterationLineage {
+            iteration,
+            sampled_with: PolicyVersion(u64::from(iteration)),
+            gates: Gates { llm: 0.5, dit: 0.5 },
+            window: Window::default(),
+            weights: Weights { version, llm: None, dit: None, digest: Digest([0; 32]) },
+            metrics: [("loss".to_owned(), 0.25)].into(),
+            trees: Vec::new(),
+        }
+    }
+
+    fn iterations(path: &Path) -> Vec<u64> {
+        let text = std::fs::read_to_string(path).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.map(|line| line["iteration"].as_u64().unwrap()).collect()
+    }
+
+    #[test]
+    fn each_iteration_stands_there_once_also_after_a_crash_in_the_middle_of_a_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(NAME);
+        let mut file = MetricsFile::open(folder.path()).unwrap();
+        (0..3).for_each(|i| file.append(&iteration(i)).unwrap());
+        drop(file);
+        let text = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &text[..text.len() - 5]).unwrap();
+        let mut file = MetricsFile::open(folder.path()).unwrap();
+        assert_eq!(iterations(&path), [0, 1]);
+        (0..4).for_each(|i| file.append(&iteration(i)).unwrap());
+        assert_eq!(iterations(&path), [0, 1, 2, 3]);
+    }
+}

@@ -13,6 +13,7 @@ mod digest;
 mod error;
 mod layers;
 mod presets;
+mod processes;
 pub mod prompts;
 mod raw;
 mod sections;

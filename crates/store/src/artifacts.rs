@@ -32,7 +32,8 @@ impl Artifacts {
     /// [`StoreError::Conflict`] when other bytes lie under the key (DU-9); and what can happen to
     /// any operation.
     pub async fn put(&self, key: &str, bytes: Bytes) -> Result<ArtifactRef> {
-        let reference = Artifacts::reference(key, &bytes);
+        let (digest, length) = (digest(&bytes).await, bytes.len() as u64);
+        let reference = ArtifactRef { key: key.to_owned(), digest, bytes: length };
         match self.store.create(key, bytes.clone()).await {
             Ok(()) => Ok(reference),
             Err(StoreError::Exists { .. }) if self.store.holds(key, &bytes).await? => Ok(reference),
@@ -49,7 +50,7 @@ impl Artifacts {
     pub async fn get(&self, reference: &ArtifactRef) -> Result<Bytes> {
         self.check_size(reference).await?;
         let bytes = self.store.get(&reference.key).await?;
-        let digest = Digest::of(&bytes);
+        let digest = digest(&bytes).await;
         if digest != reference.digest {
             let reason = format!("its hash is {digest}, it must be {}", reference.digest);
             return Err(self.store.corrupt(&reference.key, reason));
@@ -84,4 +85,15 @@ impl Artifacts {
         }
         Ok(())
     }
+}
+
+/// The hash of some bytes. Many are hashed aside, where nobody waits for the thread.
+async fn digest(bytes: &Bytes) -> Digest {
+    const MANY: usize = 1 << 20;
+    if bytes.len() < MANY {
+        return Digest::of(bytes);
+    }
+    let many = bytes.clone();
+    let aside = tokio::task::spawn_blocking(move || Digest::of(&many)).await;
+    aside.unwrap_or_else(|_| Digest::of(bytes))
 }

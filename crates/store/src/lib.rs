@@ -22,7 +22,8 @@ pub mod doctor;
 pub mod error;
 pub mod journal;
 pub mod keys;
-//LINEAGEMOD
+pub mod lineage;
+mod remote;
 pub mod store;
 
 pub use artifacts::Artifacts;
@@ -30,5 +31,5 @@ pub use blocking::BlockingStore;
 pub use checkpoint::{Checkpoints, Found, Manifest};
 pub use error::{Result, StoreError};
 pub use journal::{Journal, JournalError, Opened};
-//LINEAGE
+pub use lineage::Lineage;
 pub use store::{Entry, Limits, Store};

@@ -3,6 +3,7 @@
 use crate::artifacts::Artifacts;
 use crate::checkpoint::Checkpoints;
 use crate::error::{Result, StoreError, name};
+use crate::lineage::Lineage;
 use bytes::Bytes;
 use futures::StreamExt;
 use object_store::path::Path as Key;
@@ -82,7 +83,7 @@ impl Store {
             None => Store::folder(Path::new(url)),
             Some(("file", path)) => Store::folder(Path::new(path)),
             Some(("memory", _)) => Ok(Store::memory()),
-            Some((scheme, _)) => crate::store::remote(scheme, url),
+            Some((scheme, _)) => crate::remote::open(scheme, url),
         }
     }
 
@@ -145,6 +146,11 @@ impl Store {
     /// Checkpoints of this store.
     pub fn checkpoints(&self) -> Checkpoints {
         Checkpoints::new(self.clone())
+    }
+
+    /// Lineage tables of this store.
+    pub fn lineage(&self) -> Lineage {
+        Lineage::new(self.clone())
     }
 
     /// Creates an object that must not exist.
@@ -334,7 +340,11 @@ impl Store {
         if key.is_empty() {
             return Err(bad("it is empty".to_owned()));
         }
-        Key::parse(key).map_err(|error| bad(error.to_string()))
+        match Key::parse(key) {
+            Ok(path) if path.as_ref() == key => Ok(path),
+            Ok(path) => Err(bad(format!("write it as `{path}`"))),
+            Err(error) => Err(bad(error.to_string())),
+        }
     }
 
     pub(crate) fn missing(&self, key: &str) -> StoreError {
@@ -354,24 +364,8 @@ impl Store {
     }
 }
 
-/// A store behind a network.
-fn remote(scheme: &str, url: &str) -> Result<Store> {
-    let features =
-        [("s3", "s3"), ("s3a", "s3"), ("gs", "gcs"), ("az", "azure"), ("abfss", "azure")];
-    let reason = match features.iter().find(|(name, _)| *name == scheme) {
-        Some((_, feature)) => format!(
-            "this program was built without support for `{scheme}://`; build it with \
-             `--features duet-store/{feature}`, or use a folder"
-        ),
-        None => format!(
-            "`{scheme}://` is of no known kind; use a folder, `file://`, `s3://`, `gs://` or `az://`"
-        ),
-    };
-    Err(StoreError::Url { url: without_credentials(url), reason })
-}
-
 /// A URL without what stands before an `@` in its authority, and without its query.
-fn without_credentials(url: &str) -> String {
+pub(crate) fn without_credentials(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let rest = rest.split_once('?').map_or(rest, |(rest, _)| rest);
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));

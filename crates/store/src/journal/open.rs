@@ -53,6 +53,12 @@ pub(super) async fn open(store: &Store, prefix: &str) -> Result<Opened, JournalE
             tracing::warn!(key, reason, "the newest journal segment is torn: declared void");
             torn = Some(key);
         }
+        // Whoever wrote what was just read has claimed its generation before: so nothing of this
+        // generation ever follows something of a later one.
+        let next = keys::generation(prefix, generation + 1);
+        if store.size(&next).await?.is_some() {
+            return Err(JournalError::Fenced { key: next, mine: Generation(generation) });
+        }
         let voids = history.torn.as_ref().map_or(0, |(number, _)| *number);
         let mut journal = Journal::new(store, prefix, generation, history.position);
         match journal.write(Vec::new(), voids).await {
@@ -61,15 +67,8 @@ pub(super) async fn open(store: &Store, prefix: &str) -> Result<Opened, JournalE
                 let History { snapshot, records, .. } = history;
                 return Ok(Opened { journal, generation, snapshot, records, torn });
             }
-            // The one before wrote one more segment meanwhile: read it. When the next generation is
-            // claimed already, there is no use in going on.
-            Err(JournalError::Fenced { key, mine }) => {
-                let over = key.starts_with(&keys::generations(prefix));
-                fenced = Some(JournalError::Fenced { key, mine });
-                if over {
-                    break;
-                }
-            }
+            // The one before wrote one more segment meanwhile: read it.
+            Err(error @ JournalError::Fenced { .. }) => fenced = Some(error),
             Err(error) => return Err(error),
         }
     }
