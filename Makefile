@@ -22,8 +22,8 @@ build: setup ## build every binary
 demo: build ## train the small think-then-generate model across real processes (SEED=1 NAME=demo ARGS=--resume)
 	@$(BIN)/duet demo --config configs/demo.toml --name $(NAME) --seed $(SEED) $(ARGS)
 
-test: setup ## every test of the workspace, and 1,000 seeds of the simulator
-	$(CARGO) test --workspace --quiet
+test: build ## every test of the workspace, and 1,000 seeds of the simulator
+	$(CARGO) test --workspace
 	$(CARGO) run --quiet -p duet-sim -- --seeds 1000
 
 sim: ## attack the scheduler with 1,000 seeds (ARGS="--seed 42" repeats one; ARGS=--mutations shows that it finds bugs)
@@ -33,11 +33,16 @@ lint: setup ## formatting, clippy without warnings, shell scripts
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
 
+bench: setup ## time the models' hot paths on this machine
+	$(CARGO) run --release -p duet-models --example speed
+
 doc: setup ## API documentation of the workspace
 	$(CARGO) doc --workspace --no-deps
 
 parity: setup ## compare with diffusers, transformers and peft (makes a Python environment in .venv, about 5 GB)
-	scripts/parity/run.sh
+	test -d .venv || $(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet -r scripts/parity/requirements.txt
+	.venv/bin/python scripts/parity/run.py
 
 clean: ## remove build output (the cached libtorch stays)
 	$(CARGO) clean
