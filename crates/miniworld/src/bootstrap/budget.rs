@@ -58,7 +58,7 @@ impl Profile {
             pretrain: plan("language model", 1500, 30, 24, 5e-3),
             sft: plan("sft", 200, 10, 24, 1.5e-3),
             examples: 1024,
-            teacher: Teacher { hasty: 0.6, digit_skill: 0.3, colour_skill: 0.5 },
+            teacher: Teacher { hasty: 0.5, digit_skill: 0.3, colour_skill: 0.5 },
             vae: plan("autoencoder", 800, 30, 16, 5e-3),
             dit: plan("transformer", 1200, 20, 48, 4e-3),
             recogniser: plan("recogniser", 2500, 250, 32, 2e-3),

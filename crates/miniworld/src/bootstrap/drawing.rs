@@ -22,10 +22,6 @@ const LATENT: i64 = 4;
 const KL: f64 = 1e-4;
 /// Share of captions that are dropped, so that guidance has something to push away from.
 const DROPPED: f64 = 0.1;
-/// Standard deviation of noise on the captions' embeddings, which are of unit size. The language model
-/// will move while it learns to think; a transformer that knows only this one's very embeddings
-/// would go blind with every step of it.
-const JITTER: f64 = 0.2;
 /// Images that the transformer is trained on, encoded once.
 const POOL: usize = 4096;
 
@@ -179,7 +175,6 @@ pub fn transformer(
         let t = time.view([batch, 1, 1]);
         let mixed = &x0 * (1.0 - &t) + &eps * &t;
         let embeds = captions.embeds.index_select(0, &rows);
-        let embeds = &embeds + normal_tensor(&part(4), &embeds.size()) * JITTER;
         let mask = captions.mask.index_select(0, &rows);
         let text = dit.text(&embeds, Some(&mask))?;
         let velocity = dit.forward(&mixed, &text, &positions, &dit.modulations(&time), None)?;

@@ -101,10 +101,20 @@ pub fn run(out: &Path, seed: u64, profile: Profile, progress: &dyn Progress) -> 
     made
 }
 
+/// Libtorch counts its threads per calling thread; two that take two each on two cores are several
+/// times slower than two that take one, and results depend on the number.
+fn one_thread() {
+    tch::set_num_threads(1);
+}
+
 fn make(budget: &Budget, seed: &Seed, progress: &dyn Progress) -> Result<World> {
+    one_thread();
     let tokenizer = tokenizer()?;
     let (language, images) = std::thread::scope(|scope| {
-        let language = scope.spawn(|| language::train(&tokenizer, budget, seed, progress));
+        let language = scope.spawn(|| {
+            one_thread();
+            language::train(&tokenizer, budget, seed, progress)
+        });
         let images = images(budget, seed, progress);
         (language.join(), images)
     });
@@ -112,7 +122,10 @@ fn make(budget: &Budget, seed: &Seed, progress: &dyn Progress) -> Result<World> 
         language.map_err(|_| WorldError::Stopped("the language model's thread"))??;
     let (vae, mse, scorers, recognised, criticised) = images?;
     let (dit, judged) = std::thread::scope(|scope| {
-        let judged = scope.spawn(|| seeing::judge(budget, seed, progress));
+        let judged = scope.spawn(|| {
+            one_thread();
+            seeing::judge(budget, seed, progress)
+        });
         let dit = drawing::transformer(
             (&lm, &tokenizer, &vae),
             dit_config(&lm),
