@@ -96,7 +96,12 @@ impl Run {
     pub fn start(&self) -> Child {
         let log = std::fs::File::create(self.store.with_extension("log")).expect("a log");
         let twin = log.try_clone().expect("a log");
-        self.command(false).stdin(Stdio::null()).stdout(log).stderr(twin).spawn().expect("it starts")
+        self.command(false)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(twin)
+            .spawn()
+            .expect("it starts")
     }
 
     /// Waits until so many iterations are committed.
@@ -106,7 +111,11 @@ impl Run {
     pub fn wait_for_iterations(&self, child: &mut Child, count: usize) {
         let path = self.store.join("metrics.jsonl");
         wait_until(&format!("{count} iterations"), || {
-            assert!(child.try_wait().expect("its status").is_none(), "it ended early: {}", self.log());
+            assert!(
+                child.try_wait().expect("its status").is_none(),
+                "it ended early: {}",
+                self.log()
+            );
             std::fs::read_to_string(&path).is_ok_and(|text| text.lines().count() >= count)
         });
     }

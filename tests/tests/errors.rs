@@ -22,7 +22,10 @@ fn prompt_files_that_are_empty_broken_or_missing_are_named() {
     let (code, said) = prompts("");
     assert!(code != Some(0) && said.contains("prompts.jsonl"), "{code:?} {said}");
     let (code, said) = prompts("{\"text\": \"a\"}\nnot json\n");
-    assert!(code != Some(0) && said.contains("prompts.jsonl") && said.contains('2'), "{code:?} {said}");
+    assert!(
+        code != Some(0) && said.contains("prompts.jsonl") && said.contains('2'),
+        "{code:?} {said}"
+    );
     let (code, said) = launch(&["data.prompts=\"nowhere.jsonl\""]);
     assert!(code != Some(0) && said.contains("nowhere.jsonl"), "{code:?} {said}");
 }
@@ -50,5 +53,8 @@ fn a_wrong_store_url_is_named() {
 #[test]
 fn a_wrong_key_is_named_with_the_right_one() {
     let (code, said) = launch(&["rollout.trace=4"]);
-    assert!(code == Some(78) && said.contains("trace") && said.contains("traces"), "{code:?} {said}");
+    assert!(
+        code == Some(78) && said.contains("trace") && said.contains("traces"),
+        "{code:?} {said}"
+    );
 }
