@@ -96,7 +96,7 @@ fn or_none(text: &str) -> &str {
 
 /// `████░░░░`.
 pub fn bar(done: u64, of: u64, width: u64) -> String {
-    let full = if of == 0 { 0 } else { (done * width / of).min(width) };
+    let full = (done * width).checked_div(of).unwrap_or(0).min(width);
     "█".repeat(full as usize) + &"░".repeat((width - full) as usize)
 }
 

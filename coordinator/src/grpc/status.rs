@@ -91,9 +91,8 @@ async fn watch(
             return;
         }
         tokio::time::sleep(interval).await;
-        match tokio::time::timeout(LONGEST, changes.changed()).await {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = tokio::time::timeout(LONGEST, changes.changed()).await {
+            return;
         }
     }
 }

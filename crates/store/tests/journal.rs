@@ -143,8 +143,7 @@ async fn a_torn_newest_segment_is_void_on_a_local_disk() {
     let whole = std::fs::read(&last).unwrap();
     let mut zeroed = whole.clone();
     zeroed[whole.len() - 12..].fill(0);
-    for torn in [&whole[..whole.len() - 1], &whole[..70], &whole[..10], &[], &vec![0; 80], &zeroed]
-    {
+    for torn in [&whole[..whole.len() - 1], &whole[..70], &whole[..10], &[], &[0; 80], &zeroed] {
         let copy = tempfile::tempdir().unwrap();
         for entry in store.list("journal").await.unwrap() {
             let to = copy.path().join(&entry.key);

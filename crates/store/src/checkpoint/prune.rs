@@ -89,7 +89,7 @@ fn split(
 ) -> (Vec<PolicyVersion>, Vec<PolicyVersion>) {
     let first_kept = versions.len().saturating_sub(retention.last.max(1) as usize);
     let kept = |index: usize, version: &PolicyVersion| {
-        index >= first_kept || (retention.every > 0 && version.0 % retention.every == 0)
+        index >= first_kept || (retention.every > 0 && version.0.is_multiple_of(retention.every))
     };
     let (kept, doomed): (Vec<_>, Vec<_>) =
         versions.iter().enumerate().partition(|(index, version)| kept(*index, version));

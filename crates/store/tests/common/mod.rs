@@ -55,7 +55,7 @@ impl Odd {
     /// Whether this request fails, and if so whether it takes effect all the same.
     fn fate(&self) -> (bool, bool) {
         let n = self.requests.fetch_add(1, Ordering::Relaxed);
-        (self.vice == Vice::Flaky && n % 2 == 0, n % 4 == 0)
+        (self.vice == Vice::Flaky && n.is_multiple_of(2), n.is_multiple_of(4))
     }
 }
 
