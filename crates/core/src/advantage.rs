@@ -157,7 +157,33 @@ mod tests {
         close(with(1, 1e-4), &[1.0, 3.0], &[-0.7070567847218314, 0.7070567847218314]);
     }
 
-    /// NeMo-RL `tests/unit/algorithms/test_utils.py`: baselines of rewards 1, 2, 3 are 2.5, 2, 1.5.
+    /// More of the same: binary rewards under the four conventions.
+    #[test]
+    fn one_success_in_four() {
+        let with = |ddof, eps| AdvantageSpec { ddof, eps, ..AdvantageSpec::default() };
+        let r = [0.0, 0.0, 0.0, 1.0];
+        let low = -0.577_216_966_641_197_4;
+        close(with(0, 1e-4), &r, &[low, low, low, 1.731_650_899_923_592]);
+        close(with(1, 1e-4), &r, &[-0.499_900_019_996, -0.499_900_019_996]);
+        close(with(1, 1e-6), &r, &[-0.499_999_000_002, -0.499_999_000_002]);
+        close(with(0, 1e-4), &[0.0, 2.0], &[-0.999_900_009_999, 0.999_900_009_999]);
+    }
+
+    /// verl-omni `test_flow_grpo_advantage_grouped_uids`: groups [1, 3] and [0, 2] without scale give
+    /// -1, 1, -1, 1; verl `test_multi_trajectories_advantage_on_cpu.py`: groups do not mix.
+    #[test]
+    fn groups_do_not_mix() {
+        let spec = AdvantageSpec { scale: Scale::None, ..AdvantageSpec::default() };
+        let groups = [vec![Some(1.0), Some(3.0)], vec![Some(0.0), Some(2.0)]];
+        let expected = vec![Some(-1.0), Some(1.0)];
+        assert_eq!(advantages(&spec, &groups), [expected.clone(), expected]);
+        let scaled = AdvantageSpec { scale: Scale::Batch, eps: 0.0, ..spec };
+        let (_, std) = moments(&[1.0, 3.0, 0.0, 2.0], 0).unwrap();
+        assert_eq!(advantages(&scaled, &groups)[1], [Some(-1.0 / std), Some(1.0 / std)]);
+    }
+
+    /// NeMo-RL `tests/unit/algorithms/test_utils.py`: rewards 1..6 in groups of three have the
+    /// leave-one-out baselines 2.5, 2, 1.5, 5.5, 5, 4.5.
     #[test]
     fn leave_one_out_baselines() {
         let spec = AdvantageSpec {
@@ -165,7 +191,12 @@ mod tests {
             scale: Scale::None,
             ..AdvantageSpec::default()
         };
-        close(spec, &[1.0, 2.0, 3.0], &[-1.5, 0.0, 1.5]);
+        close(spec, &[1.0, 2.0, 3.0], &[1.0 - 2.5, 0.0, 3.0 - 1.5]);
+        close(spec, &[4.0, 5.0, 6.0], &[4.0 - 5.5, 0.0, 6.0 - 4.5]);
+        let baseline = [0.3, 0.8 / 3.0, 0.7 / 3.0, 0.2];
+        let rewards = [0.1, 0.2, 0.3, 0.4];
+        let expected: Vec<f64> = rewards.iter().zip(baseline).map(|(r, b)| r - b).collect();
+        close(spec, &rewards, &expected);
     }
 
     /// prime-rl's example of a tree advantage without scale: 1, 1, 0 gives 1/3, 1/3, -2/3.
@@ -184,7 +215,36 @@ mod tests {
         assert_eq!(missing, [vec![None, None]]);
     }
 
+    /// The same by a loop over pairs, as verl's `test_core_algos_on_cpu.py` checks its vectorised
+    /// forms: mean of the others, and the scaled mean, for any number of members.
+    fn by_pairs(rewards: &[f64], i: usize) -> (f64, f64) {
+        let n = rewards.len() as f64;
+        let others: f64 = (0..rewards.len()).filter(|j| *j != i).map(|j| rewards[j]).sum();
+        let mut square = 0.0;
+        for a in rewards {
+            for b in rewards {
+                square += (a - b) * (a - b) / (2.0 * n * n);
+            }
+        }
+        let mean = (others + rewards[i]) / n;
+        (rewards[i] - others / (n - 1.0), (rewards[i] - mean) / (square.sqrt() + 1e-4))
+    }
+
     proptest! {
+        #[test]
+        fn the_loop_over_pairs_agrees(rewards in proptest::collection::vec(-3.0..3.0f64, 2..12)) {
+            let clip = 0.0;
+            let scaled = of(AdvantageSpec { clip, ..AdvantageSpec::default() }, &rewards);
+            prop_assume!(scaled[0].is_some());
+            let (center, scale) = (Center::LeaveOneOut, Scale::None);
+            let rloo = of(AdvantageSpec { center, scale, clip, ..AdvantageSpec::default() }, &rewards);
+            for i in 0..rewards.len() {
+                let (others, mean) = by_pairs(&rewards, i);
+                prop_assert!((rloo[i].unwrap() - others).abs() < 1e-9);
+                prop_assert!((scaled[i].unwrap() - mean).abs() < 1e-6);
+            }
+        }
+
         #[test]
         fn du_7_centred_groups_sum_to_zero_and_permute_with_their_members(
             rewards in proptest::collection::vec(-10.0..10.0f64, 2..20), shift in -5.0..5.0f64,

@@ -1,9 +1,10 @@
 //! The invariants, by id. Checked in release builds and in the simulator.
 //!
-//! What is checked where: DU-1, DU-2 and DU-4 by [`check`] and by `State::apply`, which refuses a record
-//! that breaks them; DU-3 and DU-12 by construction of a lease from its iteration; DU-5 and DU-6 by the
-//! lease table; DU-7 and DU-8 by [`check`] and by the property tests of `advantage` and `reward`; DU-9 by
-//! the artifact store; DU-10 and DU-11 by the simulator.
+//! What is checked where: `State::apply` refuses a record that would break DU-1, DU-2, DU-4, DU-5, DU-6, DU-8
+//! or DU-12, at every decision; [`check`] reads DU-1, DU-2, DU-4, DU-7 and DU-8 off the whole state after
+//! every committed step; the lease table refuses a second lease (DU-5); DU-3 holds because a lease's version
+//! is computed from its iteration alone; DU-9 is the artifact store's. The simulator's oracle works all of
+//! them out again from the journal, and adds DU-10 and DU-11. A violation ends the run with its id.
 
 use crate::scheduler::{Fate, State, judge};
 use crate::spec::RunSpec;

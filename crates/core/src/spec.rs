@@ -114,6 +114,30 @@ impl RunSpec {
                 return Err(SpecError { key, problem: "is 0; it must be at least 1".to_owned() });
             }
         }
+        let timing = &self.timing;
+        let spans = [
+            ("heartbeat_timeout_ms", timing.heartbeat_timeout),
+            ("think_lease_ms", timing.think),
+            ("render_lease_ms", timing.render),
+            ("score_lease_ms", timing.score),
+            ("step_ms", timing.step),
+            ("rendezvous_ms", timing.rendezvous),
+        ];
+        for (key, span) in spans {
+            if span.0 == 0 {
+                let problem = "is 0 ms; every wait needs a deadline above that".to_owned();
+                return Err(SpecError { key, problem });
+            }
+        }
+        for (key, advantage) in
+            [("advantage.llm", &self.llm_advantage), ("advantage.dit", &self.dit_advantage)]
+        {
+            let usable = advantage.eps.is_finite() && advantage.eps >= 0.0 && advantage.ddof <= 1;
+            if !usable || advantage.clip.is_nan() {
+                let problem = "eps must be a finite number >= 0, ddof 0 or 1, clip a number";
+                return Err(SpecError { key, problem: problem.to_owned() });
+            }
+        }
         if prompts < self.prompts_per_iteration as usize {
             return Err(SpecError {
                 key: "prompts_per_iteration",

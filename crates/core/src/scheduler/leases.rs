@@ -64,6 +64,8 @@ pub(super) struct Leases {
     pace: [Pace; 3],
     /// Leases from before a restart, by the worker that may still be working on them.
     pub(super) orphans: BTreeMap<WorkerId, BTreeSet<Unit>>,
+    /// Units that had all their attempts before a restart.
+    pub(super) spent: Vec<Unit>,
 }
 
 fn stage(unit: Unit) -> usize {
@@ -182,13 +184,6 @@ impl Leases {
             Some((granted.after(self.pace[*s].late_after()?), *unit))
         });
         oldest.min()
-    }
-
-    /// Whether a unit waits, is delayed or is held: what must hold of every unit that is not done.
-    pub(super) fn knows(&self, unit: Unit) -> bool {
-        self.ready[stage(unit)].contains(&unit)
-            || self.delayed_until.contains_key(&unit)
-            || self.live.contains_key(&unit)
     }
 
     /// DU-5 holds by construction of the map; what could break is a lease on something finished.

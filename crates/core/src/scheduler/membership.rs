@@ -5,7 +5,7 @@ use super::workers::Worker;
 use super::{Effect, Scheduler, Verdict};
 use crate::mutation::Mutation;
 use crate::work::LeaseId;
-use crate::{Millis, Role, TreeId, WorkerId};
+use crate::{Millis, PolicyVersion, Role, TreeId, WorkerId};
 
 impl Scheduler {
     pub(super) fn register(&mut self, id: WorkerId, role: Role, session: u64) -> Verdict {
@@ -147,6 +147,14 @@ impl Scheduler {
             );
             self.fail("quarantined", text);
         }
+    }
+
+    /// A worker holds a version. Iterations in flight need at most the newest L + 1.
+    pub(super) fn published(&mut self, id: &WorkerId, version: PolicyVersion) -> Verdict {
+        if version > self.state.version {
+            return Verdict::Refused(format!("{version} was never committed"));
+        }
+        self.workers.acknowledge(id, version, self.spec.lag as usize + 1)
     }
 
     /// A worker could not take a policy version: it rests for a backoff before it is asked again.

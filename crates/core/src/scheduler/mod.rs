@@ -213,6 +213,7 @@ impl Scheduler {
         if !self.adopted {
             self.adopted = true;
             self.adopt_orphans();
+            self.finish_decisions();
         }
     }
 
@@ -251,7 +252,7 @@ impl Scheduler {
         }
         let verdict = match report {
             Report::Lease { id, outcome } => self.lease_reported(worker, id, outcome),
-            Report::PublishAck { version } => self.workers.acknowledge(worker, version),
+            Report::PublishAck { version } => self.published(worker, version),
             Report::PublishFailed { version, reason } => {
                 self.fail("publish", format!("{worker} could not take {version}: {reason}"));
                 self.publish_failed(worker)

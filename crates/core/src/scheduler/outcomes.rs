@@ -122,9 +122,12 @@ impl Scheduler {
         self.leases.forget(id.unit);
         let kind = kind.to_owned();
         self.commit(Record::AttemptFailed { id, worker: worker.clone(), kind, reason, lost });
-        let failed = self.state.tries(id.unit).map_or(0, |tries| tries.failed);
-        if failed >= self.spec.max_attempts && !Mutation::NeverGiveUp.on() {
-            self.give_up(id.unit, format!("{failed} attempts failed; the last: {text}"));
+        let tries = self.state.tries(id.unit).cloned().unwrap_or_default();
+        let failed = tries.failed;
+        if self.is_spent(id.unit) {
+            let given = tries.given;
+            let text = format!("{given} attempts, {failed} of them failed; the last: {text}");
+            self.give_up(id.unit, text);
         } else if lost {
             self.requeue(id.unit);
         } else {
@@ -132,17 +135,23 @@ impl Scheduler {
         }
     }
 
-    /// Queues a unit whose attempt ended without a failure of its own. Bounded all the same: a
-    /// worker that takes leases and forgets them must not keep a tree in the air for ever.
+    /// Whether a unit has had all its attempts. Bounded also when none of them failed: a worker
+    /// that takes leases and forgets them must not keep a tree in the air for ever.
+    pub(super) fn is_spent(&self, unit: Unit) -> bool {
+        let limit = self.spec.max_attempts;
+        let Some(tries) = self.state.tries(unit) else { return false };
+        let spent = tries.failed >= limit || tries.given >= limit.saturating_mul(LOST_FACTOR);
+        spent && !Mutation::NeverGiveUp.on()
+    }
+
+    /// Queues a unit whose attempt ended without a failure of its own.
     pub(super) fn requeue(&mut self, unit: Unit) {
         let given = self.state.tries(unit).map_or(0, |tries| tries.given);
-        if given >= self.spec.max_attempts.saturating_mul(LOST_FACTOR)
-            && !Mutation::NeverGiveUp.on()
-        {
+        if self.is_spent(unit) {
             self.give_up(unit, format!("{given} attempts at {} came to nothing", unit.stage()));
-            return;
+        } else {
+            self.retry_after(self.backoff(given.saturating_sub(PATIENCE)), unit);
         }
-        self.retry_after(self.backoff(given.saturating_sub(PATIENCE)), unit);
     }
 
     fn retry_after(&mut self, wait: Millis, unit: Unit) {
@@ -161,7 +170,7 @@ impl Scheduler {
         Millis(wait.min(timing.backoff_max.0))
     }
 
-    fn give_up(&mut self, unit: Unit, reason: String) {
+    pub(super) fn give_up(&mut self, unit: Unit, reason: String) {
         let tree = unit.tree();
         let mut units = vec![Unit::Think(tree)];
         let traces = self.state.trees.get(&tree).map_or(0, |tree| tree.subtrees.len());
@@ -202,42 +211,5 @@ impl Scheduler {
         }
         self.workers.hold(worker, unit);
         id
-    }
-
-    /// Takes up the leases from before a restart: their workers may still be at it, so they have
-    /// one heartbeat's time to come back before anybody else gets the unit.
-    pub(super) fn adopt_orphans(&mut self) {
-        let expires = self.now.after(self.spec.timing.heartbeat_timeout);
-        let orphans: Vec<(WorkerId, Unit)> = { self.leases.orphans.iter() }
-            .flat_map(|(worker, units)| units.iter().map(|unit| (worker.clone(), *unit)))
-            .collect();
-        for (worker, unit) in orphans {
-            if self.leases.knows(unit) {
-                continue;
-            }
-            let attempt = crate::Attempt(self.state.tries(unit).map_or(0, |tries| tries.given));
-            let live = Live { worker, attempt, granted: self.now, expires };
-            if let Err(violation) = self.leases.grant(unit, live) {
-                self.halt(violation.to_string());
-            }
-        }
-    }
-
-    /// A worker of before the restart is back: the same process goes on, a new one has lost all.
-    pub(super) fn claim_orphans(&mut self, worker: &WorkerId, session: u64) {
-        for unit in self.leases.orphans.remove(worker).unwrap_or_default() {
-            let Some(live) = self.leases.live(unit).filter(|live| live.worker == *worker) else {
-                continue;
-            };
-            let id = LeaseId { unit, attempt: live.attempt };
-            let same = self.state.tries(unit).is_some_and(|tries| tries.session == session);
-            if same {
-                self.leases.extend(unit, self.now.after(self.lease_span(unit)));
-                self.workers.hold(worker, unit);
-            } else {
-                let reason = "another process took the worker's name".to_owned();
-                self.attempt_failed(id, worker, "worker-restarted", reason, true);
-            }
-        }
     }
 }

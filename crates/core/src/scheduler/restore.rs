@@ -1,10 +1,11 @@
 //! What is not in the journal because it follows from it.
 
 use super::Scheduler;
-use crate::WorkerId;
+use super::leases::Live;
 use crate::mutation::Mutation;
 use crate::seed::{Purpose, Seed};
-use crate::work::Unit;
+use crate::work::{LeaseId, Unit};
+use crate::{Attempt, WorkerId};
 use rand::Rng;
 
 impl Scheduler {
@@ -50,11 +51,57 @@ impl Scheduler {
         }
         for unit in units {
             match self.state.tries(unit) {
+                _ if self.is_spent(unit) => self.leases.spent.push(unit),
                 Some(tries) if tries.given > tries.dead => {
                     let worker = tries.worker.clone().unwrap_or_else(|| WorkerId::from(""));
                     self.leases.orphans.entry(worker).or_default().insert(unit);
                 }
                 _ => self.leases.ready(unit),
+            }
+        }
+    }
+
+    /// Gives up trees whose last attempt is in the journal and whose end is not: the journal may end
+    /// between two records of one decision.
+    pub(super) fn finish_decisions(&mut self) {
+        for unit in std::mem::take(&mut self.leases.spent) {
+            if !self.state.is_done(unit) {
+                let reason = format!("{} had all its attempts before a restart", unit.stage());
+                self.give_up(unit, reason);
+            }
+        }
+    }
+
+    /// Takes up the leases from before a restart: their workers may still be at it, so they have
+    /// one heartbeat's time to come back before anybody else gets the unit.
+    pub(super) fn adopt_orphans(&mut self) {
+        let expires = self.now.after(self.spec.timing.heartbeat_timeout);
+        let orphans: Vec<(WorkerId, Unit)> = { self.leases.orphans.iter() }
+            .flat_map(|(worker, units)| units.iter().map(|unit| (worker.clone(), *unit)))
+            .collect();
+        for (worker, unit) in orphans {
+            let attempt = Attempt(self.state.tries(unit).map_or(0, |tries| tries.given));
+            let live = Live { worker, attempt, granted: self.now, expires };
+            if let Err(violation) = self.leases.grant(unit, live) {
+                self.halt(violation.to_string());
+            }
+        }
+    }
+
+    /// A worker of before the restart is back: the same process goes on, a new one has lost all.
+    pub(super) fn claim_orphans(&mut self, worker: &WorkerId, session: u64) {
+        for unit in self.leases.orphans.remove(worker).unwrap_or_default() {
+            let Some(live) = self.leases.live(unit).filter(|live| live.worker == *worker) else {
+                continue;
+            };
+            let id = LeaseId { unit, attempt: live.attempt };
+            let same = self.state.tries(unit).is_some_and(|tries| tries.session == session);
+            if same {
+                self.leases.extend(unit, self.now.after(self.lease_span(unit)));
+                self.workers.hold(worker, unit);
+            } else {
+                let reason = "another process took the worker's name".to_owned();
+                self.attempt_failed(id, worker, "worker-restarted", reason, true);
             }
         }
     }

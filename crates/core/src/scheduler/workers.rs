@@ -65,9 +65,6 @@ impl Worker {
     }
 }
 
-/// Versions a rollout worker is taken to remember besides the newest.
-const REMEMBERED: usize = 2;
-
 /// All connected workers, with an index for every question that is asked at every event.
 #[derive(Default)]
 pub(super) struct Workers {
@@ -130,7 +127,7 @@ impl Workers {
         }
         file(self.waiting.entry(worker.role).or_default(), id, worker.waiting);
         file(self.idle.entry(worker.role).or_default(), id, worker.idle());
-        file(&mut self.drained, id, worker.waiting && worker.draining && !worker.leaving);
+        file(&mut self.drained, id, worker.waiting && worker.draining);
     }
 
     pub(super) fn stop_waiting(&mut self, id: &WorkerId, session: u64) {
@@ -203,14 +200,19 @@ impl Workers {
         self.parked.first().map(|(until, _)| *until)
     }
 
-    pub(super) fn acknowledge(&mut self, id: &WorkerId, version: PolicyVersion) -> Verdict {
+    /// A worker holds a version. It is taken to keep the `keep` newest ones, and the base model.
+    pub(super) fn acknowledge(
+        &mut self,
+        id: &WorkerId,
+        version: PolicyVersion,
+        keep: usize,
+    ) -> Verdict {
         let Some(worker) = self.all.get_mut(id) else { return Verdict::Unknown };
         if !worker.versions.insert(version) {
             return Verdict::Duplicate;
         }
-        while worker.versions.len() > REMEMBERED {
-            worker.versions.pop_first();
-        }
+        let oldest = worker.versions.iter().rev().nth(keep.saturating_sub(1)).copied();
+        worker.versions.retain(|v| v.0 == 0 || oldest.is_none_or(|oldest| *v >= oldest));
         Verdict::Accepted
     }
 }
