@@ -77,6 +77,7 @@ impl Run {
     /// The launch command.
     pub fn command(&self, resume: bool) -> Command {
         let mut command = Command::new(bin("duet"));
+        command.current_dir(self.store.parent().expect("a folder"));
         command.arg("launch").arg(root().join("configs/test.toml"));
         for set in &self.set {
             command.args(["--set", set]);
@@ -134,7 +135,8 @@ impl Run {
         let manifests = steps.map(|step| step.path().join("manifest.json")).filter(|p| p.is_file());
         let newest = manifests.max().expect("a manifest");
         let text = std::fs::read(&newest).expect("a manifest");
-        let manifest: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        let sealed: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        let manifest = &sealed["manifest"];
         let version = manifest["version"].as_u64().expect("a version");
         (version, manifest["weights"]["digest"].as_str().expect("a digest").to_owned())
     }

@@ -81,7 +81,7 @@ const BINARIES: [&str; 5] =
 fn rule_1_core_and_sim_are_pure() {
     let graph = graph();
     for package in ["duet-core", "duet-sim"] {
-        graph.assert_without(package, &["tokio", "tonic", "tch", "object_store", "getrandom"]);
+        graph.assert_without(package, &["tokio", "tonic", "tch", "object_store"]);
     }
 }
 

@@ -128,7 +128,7 @@ impl Scheduler {
         let same_tree = tree.is_some() && worker.blamed_for == tree;
         let failures = worker.failures + u32::from(!same_tree);
         let quarantine = limit > 0 && failures >= limit && worker.parked.is_none();
-        let until = self.now.after(Millis(longest.saturating_mul(1 << worker.terms.min(6))));
+        let until = self.now.after(Millis(longest.saturating_mul(1 << worker.terms.min(2))));
         self.workers.change(id, |worker| {
             worker.failed += 1;
             worker.failures = failures;

@@ -367,9 +367,17 @@ impl Scheduler {
     }
 
     fn finish(&mut self, reason: FinishReason) {
-        if self.finished.is_none() {
-            self.finished = Some(reason.clone());
-            self.output.effects.push(Effect::Finished(reason));
+        if self.finished.is_some() {
+            return;
         }
+        if matches!(self.group, Group::Forming { .. } | Group::Stepping { .. }) {
+            // Its ranks may be waiting for one another.
+            let (epoch, workers) = (self.state.epoch, self.group.members().to_vec());
+            let reason = "the run is over".to_owned();
+            self.output.effects.push(Effect::AbortTrainers { epoch, workers, reason });
+            self.group = Group::None;
+        }
+        self.finished = Some(reason.clone());
+        self.output.effects.push(Effect::Finished(reason));
     }
 }
