@@ -105,7 +105,7 @@ impl Demo {
         println!("  numbers    {folder}/summary.json, {folder}/lineage/, {folder}/tensorboard/");
         println!("  model      {folder}/model/");
         println!(
-            "  try it     target/debug/duet sample --model {folder}/model --prompt \"two plus three, in the color of grass, at the top left\" --out a.png"
+            "  try it     target/debug/duet sample --model {folder}/model --prompt \"draw two plus three, in the color of grass, at the top left\" --out a.png"
         );
     }
 
