@@ -126,17 +126,22 @@ fn a_rank_that_stops_answering_is_named_by_all_others() {
 
 #[test]
 fn an_abort_ends_a_wait_long_before_its_deadline() {
+    // A rank that goes away closes its connections, which the other would see before its own abort.
+    static BOTH_GAVE_UP: std::sync::Barrier = std::sync::Barrier::new(2);
     let errors = ranks(2, PATIENT, |group| {
         if group.rank() == 1 {
             // Comes to the barrier only when rank 0 has given it up.
             let waiting = group.abort_handle();
             waiting.abort();
-            return group.barrier().unwrap_err();
+            let error = group.barrier().unwrap_err();
+            BOTH_GAVE_UP.wait();
+            return error;
         }
         let handle = group.abort_handle();
         let aborter = thread::spawn(move || handle.abort());
         let error = group.all_reduce(&pattern(0, 10)).unwrap_err();
         aborter.join().unwrap();
+        BOTH_GAVE_UP.wait();
         error
     });
     for (rank, error) in errors.iter().enumerate() {
