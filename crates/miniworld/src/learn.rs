@@ -57,27 +57,24 @@ impl Learner {
     /// The loss is not finite, or libtorch refuses.
     pub fn step(&mut self, loss: &Tensor) -> Result<f64> {
         let value = loss.double_value(&[]);
-        if !value.is_finite() {
+        loss.f_backward()?;
+        let grads = gradients(&self.params);
+        self.apply(value, &grads)
+    }
+
+    /// One step along given gradients of a loss of that value, which is returned.
+    ///
+    /// # Errors
+    /// As [`Learner::step`].
+    pub fn apply(&mut self, loss: f64, grads: &Tensors) -> Result<f64> {
+        if !loss.is_finite() {
             return Err(WorldError::NotFinite { phase: self.plan.phase, step: self.step });
         }
-        loss.f_backward()?;
-        let grads: Tensors = self
-            .params
-            .iter()
-            .map(|(name, param)| {
-                let grad = param.grad();
-                let grad = if grad.defined() { grad.detach() } else { param.zeros_like() };
-                (name.clone(), grad)
-            })
-            .collect();
-        clip_grad_norm(&grads, CLIP)?;
-        self.adam.step(self.lr(), &self.params, &grads)?;
-        for param in self.params.values() {
-            let mut param = param.shallow_clone();
-            param.zero_grad();
-        }
+        clip_grad_norm(grads, CLIP)?;
+        self.adam.step(self.lr(), &self.params, grads)?;
+        forget(&self.params);
         self.step += 1;
-        Ok(value)
+        Ok(loss)
     }
 
     /// Switches the parameters back from training.
@@ -85,5 +82,21 @@ impl Learner {
         for param in self.params.values() {
             let _ = param.set_requires_grad(false);
         }
+    }
+}
+
+/// What the last backward pass left at each parameter; zero where the loss does not depend on it.
+pub fn gradients(params: &Tensors) -> Tensors {
+    let of = |param: &Tensor| {
+        let grad = param.grad();
+        if grad.defined() { grad.detach() } else { param.zeros_like() }
+    };
+    params.iter().map(|(name, param)| (name.clone(), of(param))).collect()
+}
+
+/// Clears the gradients of all parameters.
+pub fn forget(params: &Tensors) {
+    for param in params.values() {
+        param.shallow_clone().zero_grad();
     }
 }

@@ -60,7 +60,7 @@ impl Profile {
             examples: 1024,
             teacher: Teacher { hasty: 0.5, digit_skill: 0.3, colour_skill: 0.5 },
             vae: plan("autoencoder", 800, 30, 16, 5e-3),
-            dit: plan("transformer", 1200, 20, 48, 4e-3),
+            dit: plan("transformer", 2400, 20, 48, 4e-3),
             recogniser: plan("recogniser", 2500, 250, 32, 2e-3),
             critic: plan("critic", 800, 30, 32, 2e-3),
             judge: plan("judge", 1500, 150, 32, 3e-3),

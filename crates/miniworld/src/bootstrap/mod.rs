@@ -11,11 +11,13 @@ mod drawing;
 mod language;
 mod manifest;
 mod seeing;
+mod transformer;
 
 pub use budget::{Budget, Profile};
-pub use drawing::{dit_config, flow_config, transformer as train_transformer, vae_config};
+pub use drawing::{dit_config, flow_config, vae_config};
 pub use language::{INSTRUCTION, config as lm_config, tokenizer, train as train_language};
 pub use manifest::{Manifest, Measured};
+pub use transformer::transformer as train_transformer;
 
 use crate::corpus::Example;
 use crate::digits::SIDE;
@@ -126,7 +128,7 @@ fn make(budget: &Budget, seed: &Seed, progress: &dyn Progress) -> Result<World> 
             one_thread();
             seeing::judge(budget, seed, progress)
         });
-        let dit = drawing::transformer(
+        let dit = transformer::transformer(
             (&lm, &tokenizer, &vae),
             dit_config(&lm),
             budget.dit,
