@@ -34,7 +34,13 @@ fn main() {
         .flag(&include)
         .flag("-isystem")
         .flag(include.join("torch/csrc/api/include"))
-        .files(["csrc/error.cpp", "csrc/collective.cpp", "csrc/optim.cpp", "csrc/runtime.cpp"])
+        .files([
+            "csrc/error.cpp",
+            "csrc/collective.cpp",
+            "csrc/optim.cpp",
+            "csrc/recompute.cpp",
+            "csrc/runtime.cpp",
+        ])
         .compile("duet_torch_shim");
 
     println!("cargo:rustc-link-search=native={}", lib.display());

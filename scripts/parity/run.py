@@ -3,8 +3,10 @@
 1. Fixtures are generated anew with the installed libraries and the Rust tests run on them.
 2. A pipeline folder and adapters that the Rust tests write are loaded by the libraries, without a
    warning of missing or unexpected keys, and an image is made.
+3. So is the folder that a run trained (`--trained`, runs/demo/model), where there is one.
 """
 
+import argparse
 import logging
 import os
 import pathlib
@@ -57,7 +59,15 @@ def load_adapters(pipe, folder):
         assert all(torch.isfinite(p).all() for p in tuned.parameters())
 
 
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trained", type=pathlib.Path, default=ROOT / "runs" / "demo" / "model",
+                        help="model folder that a run exported (default: the demo's)")
+    return parser.parse_args()
+
+
 def main():
+    trained = arguments().trained
     import diffusers
     import torch
     import transformers
@@ -79,6 +89,11 @@ def main():
         subprocess.run(["cargo", "test", "-p", "duet-models", *tests], cwd=ROOT, env=env, check=True)
         pipe = load_folder(scratch / "folder")
         load_adapters(pipe, scratch / "adapters")
+    if (trained / "model_index.json").is_file():
+        load_folder(trained)
+        print(f"the trained folder {trained} loads and draws")
+    else:
+        print(f"no trained folder at {trained}: run `make demo` first to check it too")
     loud = [line for line in complaints.found if "key" in line.lower() or "newly initialized" in line]
     assert not loud, "\n".join(loud)
     print("parity: ok")

@@ -35,6 +35,7 @@ pub fn settings(config: &Config) -> Settings {
         dit_loss: dit_loss(config),
         max_grad_norm: trainer.max_grad_norm,
         updates: trainer.updates_per_rollout,
+        recompute: trainer.recompute,
         bucket_bytes: (trainer.bucket_mib as usize) << 20,
     }
 }

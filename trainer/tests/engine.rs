@@ -147,6 +147,21 @@ fn a_run_repeats_bit_for_bit_also_across_a_restart_with_other_ranks() {
 }
 
 #[test]
+fn recomputing_activations_changes_no_bit() {
+    // Libtorch counts its threads for each calling thread.
+    tch::set_num_threads(1);
+    let (_folder, model) = base();
+    let rollouts = rollouts(2);
+    for settings in [settings(&model), settings_with_adapter(&model)] {
+        let kept = run(&settings, &rollouts, 2, &Solo::new());
+        let again = Settings { recompute: true, ..settings };
+        let again = run(&again, &rollouts, 2, &Solo::new());
+        assert_eq!(again.digest, kept.digest);
+        assert_eq!(again.metrics, kept.metrics);
+    }
+}
+
+#[test]
 fn a_closed_gate_leaves_its_branch_alone() {
     let (_folder, model) = base();
     let rollouts = rollouts(2).gated(Gates { llm: 1.0, dit: 0.0 });

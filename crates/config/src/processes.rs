@@ -14,6 +14,9 @@ pub struct Trainer {
     pub max_grad_norm: f64,
     /// Optimiser steps on each iteration's trees. Default 1.
     pub updates_per_rollout: u32,
+    /// Compute each block's activations again in the backward pass instead of keeping them: less
+    /// memory, a third more arithmetic, the same numbers. Default false.
+    pub recompute: bool,
     /// Gradients are summed over ranks in pieces of this many MiB. Default 25.
     pub bucket_mib: u32,
     /// A collective operation that takes longer has failed. Default 120000.
@@ -26,6 +29,7 @@ impl Default for Trainer {
             world_size: 1,
             max_grad_norm: 1.0,
             updates_per_rollout: 1,
+            recompute: false,
             bucket_mib: 25,
             collective_timeout_ms: 120_000,
         }

@@ -2,8 +2,9 @@
 
 use crate::embed::pad_right;
 use crate::error::{ModelError, Result};
-use crate::lm::{Lm, Rotation};
+use crate::lm::{Layer, Lm, Rotation};
 use crate::nn::{attention, rms_norm};
+use duet_torch::recompute;
 use tch::{Kind, Tensor};
 
 /// Log-probabilities of the tokens of several answers.
@@ -51,7 +52,7 @@ pub fn token_log_probs(
         return Err(ModelError::BadInput(reason));
     }
     let lengths: Vec<i64> = answers.iter().map(|answer| answer.len() as i64).collect();
-    let hidden = shared_hidden(lm, prompt, answers);
+    let hidden = shared_hidden(lm, prompt, answers)?;
     let targets: Vec<i64> = answers.iter().flatten().copied().collect();
     let targets = Tensor::from_slice(&targets).to_device(lm.device()).unsqueeze(1);
     let logits = lm.logits(&hidden).to_kind(Kind::Float);
@@ -65,7 +66,7 @@ pub fn token_log_probs(
 
 /// Hidden states that predict each token of each answer, `[N, D]`: the prompt is run once, the
 /// answers attend to it and to themselves.
-fn shared_hidden(lm: &Lm, prompt: &[i64], answers: &[Vec<i64>]) -> Tensor {
+fn shared_hidden(lm: &Lm, prompt: &[i64], answers: &[Vec<i64>]) -> Result<Tensor> {
     let device = lm.device();
     let prefix = prompt.len() as i64;
     // The last token of an answer predicts nothing that is asked for.
@@ -81,11 +82,21 @@ fn shared_hidden(lm: &Lm, prompt: &[i64], answers: &[Vec<i64>]) -> Tensor {
     let rotation = shape.rotation(lm);
     let allowed = shape.allowed(device);
     for layer in lm.layers() {
-        let (q, k, v) = layer.project(&x, &rotation);
-        x = layer.finish(&x, &shape.attend(&q, &k, &v, allowed.as_ref()));
+        x = match lm.recomputes() {
+            false => shape.through(layer, &x, &rotation, allowed.as_ref()),
+            true => {
+                let leaves: Vec<&Tensor> = layer.tensors().collect();
+                let (layer, rotation) = (layer.share(), rotation.share());
+                let allowed = allowed.as_ref().map(Tensor::shallow_clone);
+                let body = move |inputs: &[Tensor]| {
+                    vec![shape.through(&layer, &inputs[0], &rotation, allowed.as_ref())]
+                };
+                recompute(&[&x], &leaves, body)?.remove(0)
+            }
+        };
     }
     let states = x.squeeze_dim(0).index_select(0, &shape.predictors(answers).to_device(device));
-    rms_norm(&states, lm.final_norm(), lm.config().rms_norm_eps)
+    Ok(rms_norm(&states, lm.final_norm(), lm.config().rms_norm_eps))
 }
 
 /// A prompt of `prefix` tokens followed, in one row, by `batch` answers of `length` tokens.
@@ -115,6 +126,18 @@ impl Shape {
         }
         let square = [self.length, self.prefix + self.length];
         Some(Tensor::ones(square, (Kind::Bool, device)).tril(self.prefix))
+    }
+
+    /// One decoder layer over the whole row.
+    fn through(
+        &self,
+        layer: &Layer,
+        x: &Tensor,
+        rotation: &Rotation,
+        allowed: Option<&Tensor>,
+    ) -> Tensor {
+        let (q, k, v) = layer.project(x, rotation);
+        layer.finish(x, &self.attend(&q, &k, &v, allowed))
     }
 
     /// `[1, H, prefix + batch * length, D]` each to the same, attended.

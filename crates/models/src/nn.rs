@@ -43,6 +43,28 @@ impl Linear {
         })
     }
 
+    /// Everything in it that may be trained.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let adapter = self.adapter.iter().flat_map(|adapter| [&adapter.a, &adapter.b]);
+        [&self.weight].into_iter().chain(&self.bias).chain(adapter)
+    }
+
+    /// The same layer: handles to the same tensors and the same switch.
+    pub(crate) fn share(&self) -> Linear {
+        let adapter = self.adapter.as_ref().map(|adapter| Adapter {
+            a: adapter.a.shallow_clone(),
+            b: adapter.b.shallow_clone(),
+            scale: adapter.scale,
+            on: Arc::clone(&adapter.on),
+        });
+        Linear {
+            name: self.name.clone(),
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
+            adapter,
+        }
+    }
+
     /// Applies it over the last dimension.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let y = x.linear(&self.weight, self.bias.as_ref());

@@ -53,6 +53,20 @@ void duet_work_free(DuetWork* work);
 int32_t duet_adamw(DuetTensor param, DuetTensor grad, DuetTensor exp_avg, DuetTensor exp_avg_sq,
                    double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step);
 
+// ---- Activation recomputation ----
+// Computes outputs from inputs and gives them by `duet_list_push`; 0, or negative for failed.
+typedef int32_t (*DuetBody)(void* context, const DuetTensor* inputs, size_t count, void* list);
+typedef void (*DuetDrop)(void* context);
+typedef void (*DuetTake)(void* take, DuetTensor output);
+int32_t duet_list_push(void* list, DuetTensor tensor);
+// Runs `call` without keeping what happens inside; the backward pass runs it again. `leaves` are
+// what `call` holds and that shall get gradients. `context` is
+// handed over, and freed with `drop` when neither this call nor a graph needs it. Outputs are
+// given to `give`, valid for that call only.
+int32_t duet_recompute(DuetBody call, DuetDrop drop, void* context, const DuetTensor* inputs,
+                       size_t count, const DuetTensor* leaves, size_t leaf_count, void* take,
+                       DuetTake give);
+
 // ---- Runtime ----
 int32_t duet_deterministic(bool on);
 // The folder that libtorch_cpu was loaded from. Returns the length, or negative.

@@ -5,6 +5,9 @@ use std::ffi::{CStr, CString, c_char, c_void};
 /// An `at::Tensor*`.
 pub type DuetTensor = *mut c_void;
 
+/// Computes outputs from inputs: context, inputs, their number, the list that outputs go to.
+pub type DuetBody = unsafe extern "C" fn(*mut c_void, *const DuetTensor, usize, *mut c_void) -> i32;
+
 macro_rules! opaque {
     ($($name:ident),*) => {$(
         #[repr(C)]
@@ -74,6 +77,19 @@ unsafe extern "C" {
         eps: f64,
         weight_decay: f64,
         step: i64,
+    ) -> i32;
+
+    pub fn duet_list_push(list: *mut c_void, tensor: DuetTensor) -> i32;
+    pub fn duet_recompute(
+        call: DuetBody,
+        drop: unsafe extern "C" fn(*mut c_void),
+        context: *mut c_void,
+        inputs: *const DuetTensor,
+        count: usize,
+        leaves: *const DuetTensor,
+        leaf_count: usize,
+        take: *mut c_void,
+        give: unsafe extern "C" fn(*mut c_void, DuetTensor),
     ) -> i32;
 
     pub fn duet_deterministic(on: bool) -> i32;

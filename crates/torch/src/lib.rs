@@ -14,12 +14,14 @@ mod finite;
 mod init;
 pub mod optim;
 mod random;
+mod recompute;
 pub mod tensorfile;
 
 pub use digest::digest_tensors;
 pub use finite::{NonFinite, all_finite, require_finite};
 pub use init::{InitError, Runtime, init};
 pub use random::{normal_tensor, uniform_tensor};
+pub use recompute::recompute;
 
 /// Tensors by checkpoint name, in name order: the order of every digest, file and bucket.
 pub type Tensors = std::collections::BTreeMap<String, tch::Tensor>;

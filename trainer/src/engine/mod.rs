@@ -65,6 +65,8 @@ impl Engine {
     pub fn load(settings: Settings) -> Result<Engine, TrainError> {
         let mut pipeline = Pipeline::load_with(&settings.model, settings.load)?;
         pipeline.vae.params().set_trainable(|_| false);
+        pipeline.lm.set_recompute(settings.recompute);
+        pipeline.dit.set_recompute(settings.recompute);
         let llm_copy = needs_copy(settings.llm_loss.kl.is_some(), &settings.llm);
         let llm_base = llm_copy.then(|| llm::copy(&pipeline.lm)).transpose()?;
         let dit_copy = needs_copy(settings.dit_loss.kl.is_some(), &settings.dit);

@@ -46,6 +46,8 @@ pub struct Settings {
     pub max_grad_norm: f64,
     /// Optimiser steps on each iteration's trees.
     pub updates: u32,
+    /// Activations are computed again in the backward pass instead of kept.
+    pub recompute: bool,
     /// Gradients are summed over ranks in pieces of at most this size.
     pub bucket_bytes: usize,
 }

@@ -144,6 +144,7 @@ pub fn settings(model: &Path) -> Settings {
         },
         max_grad_norm: 1.0,
         updates: 1,
+        recompute: false,
         bucket_bytes: 16 << 10,
     }
 }

@@ -5,6 +5,7 @@ use super::rope::rotate;
 use crate::error::Result;
 use crate::nn::{Linear, attention, fetch, rms_norm};
 use crate::params::{Init, ParamSet, ParamSpec};
+use duet_torch::recompute;
 use tch::{Kind, Tensor};
 
 /// Epsilon of every norm in the transformer.
@@ -69,6 +70,20 @@ pub(super) struct BlockMods {
 }
 
 impl BlockMods {
+    /// Its twelve tensors: [`BlockMods::of`] takes them back.
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let all = self.image.iter().chain(&self.text);
+        all.flat_map(|half| [&half.shift, &half.scale, &half.gate])
+    }
+
+    fn of(tensors: &[Tensor]) -> BlockMods {
+        let half = |index: usize| {
+            let at = |part: usize| tensors[3 * index + part].shallow_clone();
+            Modulation { shift: at(0), scale: at(1), gate: at(2) }
+        };
+        BlockMods { image: [half(0), half(1)], text: [half(2), half(3)] }
+    }
+
     pub(super) fn at(&self, row: Option<i64>) -> BlockMods {
         BlockMods {
             image: [self.image[0].at(row), self.image[1].at(row)],
@@ -160,6 +175,27 @@ impl Stream {
         ]
     }
 
+    /// The same layers: handles to the same tensors.
+    fn share(&self) -> Stream {
+        Stream {
+            modulation: self.modulation.share(),
+            q: self.q.share(),
+            k: self.k.share(),
+            v: self.v.share(),
+            norm_q: self.norm_q.shallow_clone(),
+            norm_k: self.norm_k.shallow_clone(),
+            out: self.out.share(),
+            mlp_in: self.mlp_in.share(),
+            mlp_out: self.mlp_out.share(),
+        }
+    }
+
+    /// Everything that [`Block::forward`] reads of it and that may be trained.
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let layers = [&self.q, &self.k, &self.v, &self.out, &self.mlp_in, &self.mlp_out];
+        layers.into_iter().flat_map(Linear::tensors).chain([&self.norm_q, &self.norm_k])
+    }
+
     /// Second half of the block: `x += gate1 * out(attended)`, then the gated MLP.
     fn finish(&self, x: &Tensor, attended: &Tensor, mods: &[Modulation; 2]) -> Tensor {
         let x = mods[0].add(x, &self.out.forward(attended));
@@ -217,6 +253,42 @@ impl Block {
     fn split(&self, x: &Tensor) -> Tensor {
         let size = x.size();
         x.view([size[0], size[1], self.heads, self.head_dim])
+    }
+
+    /// The same block: handles to the same tensors.
+    fn share(&self) -> Block {
+        Block {
+            image: self.image.share(),
+            text: self.text.share(),
+            heads: self.heads,
+            head_dim: self.head_dim,
+        }
+    }
+
+    /// [`Block::forward`] that keeps only what goes in and computes the rest again in the backward
+    /// pass.
+    pub(super) fn recompute(
+        &self,
+        image: &Tensor,
+        text: &Tensor,
+        mods: &BlockMods,
+        shared: &Shared<'_>,
+        last: bool,
+    ) -> Result<(Tensor, Tensor)> {
+        let block = self.share();
+        let rotations = shared.rotations.shallow_clone();
+        let keys = shared.keys.map(Tensor::shallow_clone);
+        let mut inputs = vec![image, text];
+        inputs.extend(mods.tensors());
+        let leaves: Vec<&Tensor> = self.image.tensors().chain(self.text.tensors()).collect();
+        let mut outputs = recompute(&inputs, &leaves, move |inputs| {
+            let shared = Shared { rotations: &rotations, keys: keys.as_ref() };
+            let mods = BlockMods::of(&inputs[2..]);
+            let (image, text) = block.forward(&inputs[0], &inputs[1], &mods, &shared, last);
+            if last { vec![image] } else { vec![image, text] }
+        })?;
+        let image = outputs.remove(0);
+        Ok((image, outputs.pop().unwrap_or_else(|| text.shallow_clone())))
     }
 
     /// Runs the block. With `last`, the text stream's output, which nothing reads, is not computed,

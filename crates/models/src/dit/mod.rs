@@ -67,6 +67,7 @@ pub struct Dit {
     blocks: Vec<Block>,
     norm_out: Linear,
     proj_out: Linear,
+    recompute: bool,
 }
 
 impl Dit {
@@ -104,6 +105,7 @@ impl Dit {
             config,
             params,
             blocks,
+            recompute: false,
         })
     }
 
@@ -131,6 +133,12 @@ impl Dit {
     /// The dtype it computes in.
     pub fn kind(&self) -> Kind {
         self.img_in.weight.kind()
+    }
+
+    /// Whether the backward pass computes each block's activations again instead of keeping them.
+    /// Costs one more forward pass; no number changes.
+    pub fn set_recompute(&mut self, on: bool) {
+        self.recompute = on;
     }
 
     /// Every linear layer, for adapters.
@@ -194,7 +202,9 @@ impl Dit {
     ) -> Result<Tensor> {
         self.check(latents, text, positions, mods, time)?;
         let mut image = self.img_in.forward(&latents.to_kind(self.kind()));
-        let mut hidden = text.hidden.shallow_clone();
+        // A node of its own: the same text is used at several steps, and its gradient is to be
+        // summed over each step first, as recomputation does.
+        let mut hidden = text.hidden.view_as(&text.hidden);
         let keys = text.mask.as_ref().map(|mask| {
             let (batch, tokens) = (latents.size()[0], latents.size()[1]);
             let ones = Tensor::ones([batch, tokens], (Kind::Bool, mask.device()));
@@ -204,7 +214,11 @@ impl Dit {
         let last = self.blocks.len() - 1;
         for (index, (block, mods)) in self.blocks.iter().zip(&mods.blocks).enumerate() {
             let mods = mods.at(time);
-            (image, hidden) = block.forward(&image, &hidden, &mods, &shared, index == last);
+            let end = index == last;
+            (image, hidden) = match self.recompute {
+                true => block.recompute(&image, &hidden, &mods, &shared, end)?,
+                false => block.forward(&image, &hidden, &mods, &shared, end),
+            };
         }
         let pick = |x: &Tensor| match time {
             Some(row) => x.select(0, row),

@@ -16,6 +16,11 @@ pub struct Rotation {
 }
 
 impl Rotation {
+    /// Handles to the same tables.
+    pub(crate) fn share(&self) -> Rotation {
+        Rotation { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
+    }
+
     /// Rotates `[B, H, T, D]`: `x cos + cat(-x2, x1) sin`.
     pub fn apply(&self, x: &Tensor) -> Tensor {
         let half = x.size()[3] / 2;
@@ -79,6 +84,32 @@ impl Layer {
             head_dim: config.head_dim(),
             eps: config.rms_norm_eps,
         })
+    }
+
+    /// Everything in it that may be trained.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let layers = [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down];
+        let norms = [&self.input_norm, &self.post_norm];
+        layers.into_iter().flat_map(Linear::tensors).chain(norms)
+    }
+
+    /// The same layer: handles to the same tensors.
+    pub(crate) fn share(&self) -> Layer {
+        Layer {
+            input_norm: self.input_norm.shallow_clone(),
+            q: self.q.share(),
+            k: self.k.share(),
+            v: self.v.share(),
+            o: self.o.share(),
+            post_norm: self.post_norm.shallow_clone(),
+            gate: self.gate.share(),
+            up: self.up.share(),
+            down: self.down.share(),
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            eps: self.eps,
+        }
     }
 
     pub(super) fn linears_mut(&mut self) -> [&mut Linear; 7] {

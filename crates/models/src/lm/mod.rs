@@ -57,6 +57,7 @@ pub struct Lm {
     norm: Tensor,
     head: Linear,
     rope: RopeTable,
+    recompute: bool,
 }
 
 impl Lm {
@@ -97,7 +98,7 @@ impl Lm {
         };
         let rope = RopeTable::new(&config, embed.device(), embed.kind());
         let norm = fetch(&params, &format!("{prefix}norm.weight"))?;
-        Ok(Lm { config, layout, params, embed, layers, norm, head, rope })
+        Ok(Lm { config, layout, params, embed, layers, norm, head, rope, recompute: false })
     }
 
     /// A model with random weights (normal 0.02, as transformers initialises it).
@@ -144,6 +145,17 @@ impl Lm {
     /// The output layer (for tied models it holds the embedding table).
     pub fn head(&self) -> &Linear {
         &self.head
+    }
+
+    /// Whether the backward pass of [`crate::logprob::token_log_probs`] computes each layer's
+    /// activations again instead of keeping them. Costs one more forward pass; no number changes.
+    pub fn set_recompute(&mut self, on: bool) {
+        self.recompute = on;
+    }
+
+    /// What [`Lm::set_recompute`] said.
+    pub fn recomputes(&self) -> bool {
+        self.recompute
     }
 
     /// Every linear layer, for adapters.
