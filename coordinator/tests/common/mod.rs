@@ -50,6 +50,7 @@ pub fn spec(iterations: u32) -> RunSpec {
         },
         llm_advantage: AdvantageSpec::default(),
         dit_advantage: AdvantageSpec::default(),
+        extra_prompts: 0,
         world: 2,
         checkpoint_every: 2,
         max_attempts: 3,

@@ -44,6 +44,19 @@ pub enum GroupKey {
     Tree,
 }
 
+/// In which order several reward components become one advantage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Combine {
+    /// The weighted sum of components is the reward, and is normalised (the paper, Flow-GRPO).
+    #[default]
+    SumThenNormalise,
+    /// Each component is normalised over the group, and the weighted sum of that is the advantage
+    /// (DanceGRPO with several reward models; GDPO, arXiv 2601.05242): a component with a small
+    /// spread counts as much as one with a large.
+    NormaliseThenSum,
+}
+
 /// A convention for advantages.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdvantageSpec {
@@ -61,6 +74,9 @@ pub struct AdvantageSpec {
     pub min_group: u32,
     /// The DiT branch's group.
     pub group: GroupKey,
+    /// How several components become one advantage.
+    #[serde(default)]
+    pub combine: Combine,
 }
 
 impl Default for AdvantageSpec {
@@ -74,6 +90,7 @@ impl Default for AdvantageSpec {
             clip: 5.0,
             min_group: 2,
             group: GroupKey::Trace,
+            combine: Combine::SumThenNormalise,
         }
     }
 }
@@ -98,6 +115,34 @@ pub fn advantages(spec: &AdvantageSpec, groups: &[Vec<Option<f64>>]) -> Vec<Vec<
     let all: Vec<f64> = groups.iter().flatten().flatten().copied().collect();
     let batch = moments(&all, spec.ddof).map(|(_, std)| std);
     groups.iter().map(|group| one_group(spec, group, batch)).collect()
+}
+
+/// Advantages of groups whose members have several components: [`Combine::NormaliseThenSum`].
+///
+/// `components` are the weights and rewards of each, all of the same shape. A component without
+/// spread in a group adds nothing to it; where no component has any, the group teaches nothing.
+pub fn advantages_by_component(
+    spec: &AdvantageSpec,
+    components: &[(f64, Vec<Vec<Option<f64>>>)],
+) -> Vec<Vec<Option<f64>>> {
+    let open = AdvantageSpec { clip: 0.0, ..*spec };
+    let clip = if spec.clip > 0.0 { spec.clip } else { f64::INFINITY };
+    let mut sums: Vec<Vec<Option<f64>>> = Vec::new();
+    for (weight, groups) in components {
+        let found = advantages(&open, groups);
+        if sums.is_empty() {
+            sums = found.iter().map(|group| vec![None; group.len()]).collect();
+        }
+        for (sum, one) in sums.iter_mut().flatten().zip(found.iter().flatten()) {
+            if let Some(advantage) = one {
+                *sum = Some(sum.unwrap_or(0.0) + weight * advantage);
+            }
+        }
+    }
+    for sum in sums.iter_mut().flatten() {
+        *sum = sum.map(|value| value.clamp(-clip, clip));
+    }
+    sums
 }
 
 fn one_group(spec: &AdvantageSpec, group: &[Option<f64>], batch: Option<f64>) -> Vec<Option<f64>> {
@@ -204,6 +249,30 @@ mod tests {
     fn mean_only() {
         let spec = AdvantageSpec { scale: Scale::None, ..AdvantageSpec::default() };
         close(spec, &[1.0, 1.0, 0.0], &[1.0 / 3.0, 1.0 / 3.0, -2.0 / 3.0]);
+    }
+
+    /// Two components of very different spread count alike when each is normalised first, and hardly
+    /// when the sum is.
+    #[test]
+    fn normalise_then_sum_weighs_components_alike() {
+        let spec = AdvantageSpec { eps: 0.0, clip: 0.0, ..AdvantageSpec::default() };
+        let some = |values: &[f64]| vec![values.iter().copied().map(Some).collect::<Vec<_>>()];
+        let (large, small) = ([0.0, 10.0, 0.0, 10.0], [0.02, 0.0, 0.0, 0.02]);
+        let parts = [(1.0, some(&large)), (1.0, some(&small))];
+        let found = advantages_by_component(&spec, &parts).remove(0);
+        let expected = [0.0, 0.0, -2.0, 2.0];
+        for (got, want) in found.iter().zip(expected) {
+            assert!((got.unwrap() - want).abs() < 1e-12, "{found:?}");
+        }
+        let still = [(1.0, some(&[1.0; 4])), (0.5, some(&small))];
+        let found = advantages_by_component(&spec, &still).remove(0);
+        assert_eq!(found, [Some(0.5), Some(-0.5), Some(-0.5), Some(0.5)]);
+        let nothing = [(1.0, some(&[1.0; 4])), (1.0, some(&[3.0; 4]))];
+        assert_eq!(advantages_by_component(&spec, &nothing), [vec![None; 4]]);
+        let one = [(2.0, some(&large))];
+        let plain = advantages(&spec, &one[0].1).remove(0);
+        let twice: Vec<Option<f64>> = plain.iter().map(|a| a.map(|a| 2.0 * a)).collect();
+        assert_eq!(advantages_by_component(&spec, &one), [twice]);
     }
 
     #[test]

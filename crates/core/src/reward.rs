@@ -3,7 +3,7 @@
 //! A failed component is *missing*: it never becomes a number (DU-8). What a missing component does
 //! to its leaf, trace or tree is the configured [`FailurePolicy`].
 
-use crate::work::{LeafScores, Score};
+use crate::work::{Finish, LeafScores, Score, Trace};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -23,6 +23,57 @@ pub enum FailurePolicy {
     DropTree,
 }
 
+/// What an answer that the token limit cut off does to its trace's reward.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Overlong {
+    /// Nothing: it is rewarded like any other.
+    #[default]
+    Keep,
+    /// Its trace has no reward: it is neither compared nor trained on (DAPO's overlong filtering,
+    /// arXiv 2503.14476 section 3.4).
+    Mask,
+    /// R1 falls linearly over the last `soft` tokens before the limit `max`, by `weight` at the limit
+    /// (DAPO eq. 13, soft overlong punishment).
+    Penalty {
+        /// Tokens over which the penalty rises.
+        soft: u32,
+        /// The token limit.
+        max: u32,
+        /// Penalty at the limit.
+        weight: f64,
+    },
+}
+
+/// What the form of an answer does to R1, besides the scores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TraceShape {
+    /// Answers at the token limit.
+    pub overlong: Overlong,
+    /// Taken off R1 of an answer without the `Revised Prompt:` marker.
+    pub format_penalty: f64,
+}
+
+impl TraceShape {
+    /// R1 of a trace with its form taken into account; `None`: missing.
+    pub fn apply(&self, reward: Option<f64>, trace: &Trace) -> Option<f64> {
+        let mut reward = reward?;
+        if !trace.well_formed {
+            reward -= self.format_penalty;
+        }
+        match self.overlong {
+            Overlong::Keep => {}
+            Overlong::Mask if trace.finish == Finish::Length => return None,
+            Overlong::Mask => {}
+            Overlong::Penalty { soft, max, weight } => {
+                let over = f64::from(trace.tokens) - f64::from(max.saturating_sub(soft));
+                reward -= weight * (over / f64::from(soft.max(1))).clamp(0.0, 1.0);
+            }
+        }
+        Some(reward)
+    }
+}
+
 /// How scores become rewards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RewardSpec {
@@ -32,6 +83,9 @@ pub struct RewardSpec {
     pub dit: Mix,
     /// What missing scores do.
     pub failure: FailurePolicy,
+    /// What the form of an answer does to R1.
+    #[serde(default)]
+    pub shape: TraceShape,
 }
 
 impl Default for RewardSpec {
@@ -43,6 +97,7 @@ impl Default for RewardSpec {
             llm: mix(&[("semantic", 1.0)]),
             dit: mix(&[("aesthetic", 0.1), ("consistency", 0.2), ("semantic", 0.7)]),
             failure: FailurePolicy::RequireAll,
+            shape: TraceShape::default(),
         }
     }
 }
@@ -92,6 +147,35 @@ pub fn tree_rewards(spec: &RewardSpec, scores: &[Vec<LeafScores>]) -> TreeReward
     rewards
 }
 
+/// Rewards of a tree in one component alone, missing wherever the whole mix of a branch is: what
+/// [`crate::advantage::Combine::NormaliseThenSum`] normalises.
+pub fn component_rewards(
+    spec: &RewardSpec,
+    scores: &[Vec<LeafScores>],
+    whole: &TreeRewards,
+    name: &str,
+) -> TreeRewards {
+    let mix = Mix::from([(name.to_owned(), 1.0)]);
+    let alone = RewardSpec { llm: mix.clone(), dit: mix, ..spec.clone() };
+    // A leaf that lacks another component does not count for this one either.
+    let kept: Vec<Vec<LeafScores>> = scores
+        .iter()
+        .map(|leaves| {
+            let whole = |leaf: &&LeafScores| mixed(&spec.llm, leaf).is_some();
+            leaves.iter().map(|leaf| Some(leaf).filter(whole).cloned().unwrap_or_default()).collect()
+        })
+        .collect();
+    let mut found =
+        TreeRewards { llm: tree_rewards(&alone, &kept).llm, dit: tree_rewards(&alone, scores).dit };
+    for (one, whole) in found.llm.iter_mut().zip(&whole.llm) {
+        *one = one.filter(|_| whole.is_some());
+    }
+    for (one, whole) in found.dit.iter_mut().flatten().zip(whole.dit.iter().flatten()) {
+        *one = one.filter(|_| whole.is_some());
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,7 +188,7 @@ mod tests {
 
     fn spec(failure: FailurePolicy) -> RewardSpec {
         let mix = Mix::from([("semantic".to_owned(), 2.0)]);
-        RewardSpec { llm: mix.clone(), dit: mix, failure }
+        RewardSpec { llm: mix.clone(), dit: mix, failure, shape: TraceShape::default() }
     }
 
     #[test]
@@ -118,6 +202,53 @@ mod tests {
         assert_eq!(some.dit[0], [Some(1.0), None]);
         let none = tree_rewards(&spec(FailurePolicy::DropTree), &scores);
         assert_eq!(none.llm, [None, None]);
+    }
+
+    fn trace(tokens: u32, finish: Finish, well_formed: bool) -> Trace {
+        let artifact = crate::ArtifactRef {
+            key: "t".to_owned(),
+            digest: crate::Digest([0; 32]),
+            bytes: 1,
+        };
+        let (text, refined_prompt) = (String::new(), String::new());
+        Trace { artifact, text, refined_prompt, well_formed, tokens, finish }
+    }
+
+    #[test]
+    fn the_form_of_an_answer_shapes_its_reward() {
+        let plain = TraceShape::default();
+        let cut = trace(48, Finish::Length, false);
+        assert_eq!(plain.apply(Some(0.5), &cut), Some(0.5));
+        let mask = TraceShape { overlong: Overlong::Mask, format_penalty: 0.25 };
+        assert_eq!(mask.apply(Some(0.5), &cut), None);
+        assert_eq!(mask.apply(Some(0.5), &trace(9, Finish::Stop, false)), Some(0.25));
+        assert_eq!(mask.apply(None, &trace(9, Finish::Stop, true)), None);
+        // DAPO eq. 13: nothing up to max - soft, then linear, one at the limit.
+        let overlong = Overlong::Penalty { soft: 8, max: 48, weight: 1.0 };
+        let soft = TraceShape { overlong, format_penalty: 0.0 };
+        let of = |tokens| soft.apply(Some(1.0), &trace(tokens, Finish::Stop, true));
+        assert_eq!([of(10), of(40), of(44), of(48)], [1.0, 1.0, 0.5, 0.0].map(Some));
+    }
+
+    #[test]
+    fn a_component_alone_is_missing_where_the_mix_is() {
+        let mix = Mix::from([("semantic".to_owned(), 1.0), ("aesthetic".to_owned(), 1.0)]);
+        let failure = FailurePolicy::AtLeast(1);
+        let spec = RewardSpec { llm: mix.clone(), dit: mix, failure, ..RewardSpec::default() };
+        let both = |semantic, aesthetic: Option<f64>| {
+            let score = |value: Option<f64>| {
+                value.map_or(Score::Failed("x".to_owned()), Score::Scored)
+            };
+            LeafScores::from([
+                ("semantic".to_owned(), score(Some(semantic))),
+                ("aesthetic".to_owned(), score(aesthetic)),
+            ])
+        };
+        let scores = [vec![both(1.0, Some(0.5)), both(0.0, None)]];
+        let whole = tree_rewards(&spec, &scores);
+        let semantic = component_rewards(&spec, &scores, &whole, "semantic");
+        assert_eq!(semantic.llm, [Some(1.0)], "the second leaf lacks a component");
+        assert_eq!(semantic.dit, [vec![Some(1.0), None]]);
     }
 
     #[test]

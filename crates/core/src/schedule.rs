@@ -26,6 +26,24 @@ pub enum Schedule {
         /// Iterations of a DiT turn.
         dit: u32,
     },
+    /// The LLM alone until its mean reward stops rising, then the DiT alone. The switch is part of the
+    /// run's durable state: it happens at the first iteration that cannot have been admitted yet.
+    Plateau {
+        /// Committed iterations without a new best after which the LLM phase ends.
+        patience: u32,
+        /// A best must be better than the last by more than this.
+        min_delta: f64,
+        /// The mean reward is averaged exponentially with weight 2 / (smooth + 1).
+        smooth: u32,
+        /// First iteration of the DiT phase at the latest.
+        at_most: u32,
+    },
+    /// Loss weights as a function of the iteration: straight lines between points, constant before
+    /// the first and after the last.
+    Curve {
+        /// At least one, iterations ascending.
+        points: Vec<CurvePoint>,
+    },
     /// Fixed loss weights; zero closes a branch.
     Weights {
         /// Loss weight of the LLM branch.
@@ -35,12 +53,60 @@ pub enum Schedule {
     },
 }
 
+/// A point of [`Schedule::Curve`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CurvePoint {
+    /// At which iteration.
+    pub iteration: u32,
+    /// Loss weight of the LLM branch there.
+    pub llm: f64,
+    /// Loss weight of the DiT branch there.
+    pub dit: f64,
+}
+
+/// What a plateau schedule remembers of the rewards so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plateau {
+    #[serde(with = "crate::exact::number")]
+    average: f64,
+    #[serde(with = "crate::exact::number")]
+    best: f64,
+    since: u32,
+}
+
+impl Plateau {
+    /// What is remembered after one more iteration of that mean reward.
+    pub fn after(before: Option<&Plateau>, reward: f64, min_delta: f64, smooth: u32) -> Plateau {
+        let Some(before) = before else {
+            return Plateau { average: reward, best: reward, since: 0 };
+        };
+        let weight = 2.0 / (f64::from(smooth.max(1)) + 1.0);
+        let average = before.average + weight * (reward - before.average);
+        if average > before.best + min_delta {
+            Plateau { average, best: average, since: 0 }
+        } else {
+            Plateau { average, best: before.best, since: before.since + 1 }
+        }
+    }
+
+    /// Iterations since the last best.
+    pub fn since(&self) -> u32 {
+        self.since
+    }
+}
+
 impl Schedule {
-    /// The gates of an iteration.
-    pub fn gates(&self, iteration: u32) -> Gates {
+    /// The gates of an iteration. `switched` is the first iteration of a plateau schedule's DiT phase,
+    /// once that is known.
+    pub fn gates(&self, iteration: u32, switched: Option<u32>) -> Gates {
         let llm_only = Gates { llm: 1.0, dit: 0.0 };
         let dit_only = Gates { llm: 0.0, dit: 1.0 };
         match *self {
+            Schedule::Plateau { at_most, .. } => {
+                let end = switched.map_or(at_most, |at| at.min(at_most));
+                if iteration < end { llm_only } else { dit_only }
+            }
+            Schedule::Curve { ref points } => curve(points, iteration),
             Schedule::Balanced => Gates { llm: 0.5, dit: 0.5 },
             Schedule::Staged { switch_at } if iteration < switch_at => llm_only,
             Schedule::Staged { .. } => dit_only,
@@ -53,6 +119,21 @@ impl Schedule {
             }
             Schedule::Weights { llm, dit } => Gates { llm, dit },
         }
+    }
+}
+
+fn curve(points: &[CurvePoint], iteration: u32) -> Gates {
+    let gates = |point: &CurvePoint| Gates { llm: point.llm, dit: point.dit };
+    let next = points.iter().position(|point| point.iteration > iteration);
+    match next {
+        Some(0) => gates(&points[0]),
+        Some(next) => {
+            let (a, b) = (points[next - 1], points[next]);
+            let share = f64::from(iteration - a.iteration) / f64::from(b.iteration - a.iteration);
+            let at = |a: f64, b: f64| a + share * (b - a);
+            Gates { llm: at(a.llm, b.llm), dit: at(a.dit, b.dit) }
+        }
+        None => points.last().map_or(Gates { llm: 0.0, dit: 0.0 }, gates),
     }
 }
 
@@ -122,12 +203,38 @@ mod tests {
     #[test]
     fn gates_follow_the_schedule() {
         let staged = Schedule::Staged { switch_at: 3 };
-        assert_eq!(staged.gates(2), Gates { llm: 1.0, dit: 0.0 });
-        assert_eq!(staged.gates(3), Gates { llm: 0.0, dit: 1.0 });
-        assert_eq!(Schedule::Balanced.gates(9), Gates { llm: 0.5, dit: 0.5 });
+        assert_eq!(staged.gates(2, None), Gates { llm: 1.0, dit: 0.0 });
+        assert_eq!(staged.gates(3, None), Gates { llm: 0.0, dit: 1.0 });
+        assert_eq!(Schedule::Balanced.gates(9, None), Gates { llm: 0.5, dit: 0.5 });
         let turns = Schedule::Alternating { llm: 2, dit: 1 };
-        let llm: Vec<f64> = (0..6).map(|i| turns.gates(i).llm).collect();
+        let llm: Vec<f64> = (0..6).map(|i| turns.gates(i, None).llm).collect();
         assert_eq!(llm, [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn a_curve_is_straight_between_its_points() {
+        let point = |iteration, llm, dit| CurvePoint { iteration, llm, dit };
+        let curve = Schedule::Curve { points: vec![point(2, 1.0, 0.0), point(6, 0.0, 2.0)] };
+        let found: Vec<f64> = (0..9).map(|i| curve.gates(i, None).llm).collect();
+        assert_eq!(found, [1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0]);
+        assert_eq!(curve.gates(4, None).dit, 1.0);
+    }
+
+    #[test]
+    fn a_plateau_is_as_many_iterations_without_a_new_best() {
+        let rewards = [0.1, 0.3, 0.5, 0.5, 0.49, 0.5];
+        let since: Vec<u32> = rewards
+            .iter()
+            .scan(None, |seen: &mut Option<Plateau>, reward| {
+                *seen = Some(Plateau::after(seen.as_ref(), *reward, 0.01, 1));
+                seen.as_ref().map(Plateau::since)
+            })
+            .collect();
+        assert_eq!(since, [0, 0, 0, 1, 2, 3]);
+        let plateau = Schedule::Plateau { patience: 3, min_delta: 0.01, smooth: 1, at_most: 9 };
+        assert_eq!(plateau.gates(8, None), Gates { llm: 1.0, dit: 0.0 });
+        assert_eq!(plateau.gates(9, None), Gates { llm: 0.0, dit: 1.0 });
+        assert_eq!(plateau.gates(6, Some(6)), Gates { llm: 0.0, dit: 1.0 });
     }
 
     #[test]

@@ -33,6 +33,10 @@ pub struct RunSpec {
     pub llm_advantage: AdvantageSpec,
     /// Advantages of the DiT branch.
     pub dit_advantage: AdvantageSpec,
+    /// Dynamic sampling: an iteration with fewer than P trees to train on gets more prompts, at most
+    /// so many beyond P; 0: none (DAPO, arXiv 2503.14476 section 3.2).
+    #[serde(default)]
+    pub extra_prompts: u32,
     /// Trainer ranks.
     pub world: u32,
     /// A checkpoint every so many iterations, and at the end.

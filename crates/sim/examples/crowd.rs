@@ -35,6 +35,7 @@ fn spec() -> RunSpec {
         reward: RewardSpec::default(),
         llm_advantage: AdvantageSpec::default(),
         dit_advantage: AdvantageSpec::default(),
+        extra_prompts: 0,
         world: 1,
         checkpoint_every: 1,
         max_attempts: 3,

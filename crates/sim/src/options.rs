@@ -4,7 +4,7 @@ use crate::dice::Dice;
 use duet_core::Millis;
 use duet_core::advantage::{AdvantageSpec, Center, GroupKey, Scale};
 use duet_core::reward::{FailurePolicy, RewardSpec};
-use duet_core::schedule::{Schedule, WindowSpec};
+use duet_core::schedule::{CurvePoint, Schedule, WindowSpec};
 use duet_core::spec::{RunSpec, Timing};
 
 /// How bad the first phase is. Chances are in a thousand; spans in milliseconds.
@@ -121,6 +121,13 @@ fn spec(dice: &mut Dice, seed: u64) -> RunSpec {
             Schedule::Balanced,
             Schedule::Staged { switch_at: iterations / 2 },
             Schedule::Alternating { llm: 1, dit: 1 },
+            Schedule::Plateau { patience: 1, min_delta: 0.0, smooth: 1, at_most: iterations - 1 },
+            Schedule::Curve {
+                points: vec![
+                    CurvePoint { iteration: 0, llm: 1.0, dit: 0.0 },
+                    CurvePoint { iteration: 2, llm: 0.5, dit: 0.5 },
+                ],
+            },
         ]),
         reward: RewardSpec {
             failure: dice.pick(&[
@@ -132,6 +139,7 @@ fn spec(dice: &mut Dice, seed: u64) -> RunSpec {
         },
         llm_advantage: advantage(dice),
         dit_advantage: advantage(dice),
+        extra_prompts: dice.pick(&[0, 0, 1, 3]),
         world: dice.between(1, 3) as u32,
         checkpoint_every: dice.between(1, 3) as u32,
         max_attempts: dice.between(3, 4) as u32,

@@ -5,6 +5,7 @@ use crate::model;
 use crate::options::Options;
 use duet_core::advantage::{AdvantageSpec, Center, GroupKey, Scale};
 use duet_core::reward::FailurePolicy;
+use duet_core::schedule::Schedule;
 use duet_core::scheduler::Record;
 use duet_core::work::{
     Assignment, Done, LeafScores, Lease, LeaseId, Score, Step, Trace, Unit, Work,
@@ -28,6 +29,12 @@ struct TreeLog {
     renders: BTreeMap<u32, ArtifactRef>,
     scores: BTreeMap<u32, Vec<LeafScores>>,
     failed: bool,
+}
+
+impl TreeLog {
+    fn settled(&self) -> bool {
+        self.failed || !self.traces.is_empty() && self.scores.len() == self.traces.len()
+    }
 }
 
 /// The journal, read by somebody else.
@@ -78,9 +85,11 @@ impl Oracle {
         self.digests.len() as u64 - 1
     }
 
-    /// Trees admitted.
-    pub fn admitted(&self) -> usize {
-        self.trees.len()
+    /// Trees admitted: those that every iteration has, and those of dynamic sampling.
+    pub fn admitted(&self) -> (usize, usize) {
+        let p = self.options.spec.prompts_per_iteration;
+        let own = self.trees.keys().filter(|id| id.index < p).count();
+        (own, self.trees.len() - own)
     }
 
     /// A record became durable.
@@ -91,6 +100,7 @@ impl Oracle {
         match record {
             Record::Opened { .. } => self.opened_at = now,
             Record::Admitted { iteration } => self.admit(*iteration)?,
+            Record::Extended { iteration, trees } => self.extended(*iteration, *trees)?,
             Record::Leased { id, worker, .. } => self.leased(now, *id, worker)?,
             Record::Completed { id, worker, result, .. } => self.completed(*id, worker, result)?,
             Record::AttemptFailed { id, lost, .. } => {
@@ -111,9 +121,7 @@ impl Oracle {
                     format!("DU-4: step {iteration} to {} after v{due}", weights.version)
                 })?;
                 for (id, tree) in self.trees.range(iteration_of(*iteration)) {
-                    let settled = tree.failed
-                        || !tree.traces.is_empty() && tree.scores.len() == tree.traces.len();
-                    ensure(settled, || format!("DU-2: step {iteration} without tree {id}"))?;
+                    ensure(tree.settled(), || format!("DU-2: step {iteration} without tree {id}"))?;
                 }
                 let honest = self.steps.get(iteration).map(|(_, weights)| *weights);
                 ensure(honest == Some(weights.digest), || {
@@ -142,6 +150,63 @@ impl Oracle {
             self.trees.insert(TreeId { iteration, index }, TreeLog::default());
         }
         Ok(())
+    }
+
+    /// Dynamic sampling: only when every tree of the next step is settled, as many as are missing, and
+    /// within the bound.
+    fn extended(&mut self, iteration: u32, trees: u32) -> Result<(), String> {
+        let spec = &self.options.spec;
+        let due = self.digests.len() as u32 - 1;
+        ensure(iteration == due && trees > 0, || {
+            format!("DU-2: iteration {iteration} extended by {trees} at v{due}")
+        })?;
+        let own = self.trees.range(iteration_of(iteration));
+        let (mut count, mut settled) = (0, true);
+        for (_, tree) in own {
+            count += 1;
+            settled &= tree.settled();
+        }
+        ensure(settled, || format!("iteration {iteration} extended before it was settled"))?;
+        let teaching = self.advantages(iteration);
+        let teaching = teaching.values().filter(|(llm, dit)| {
+            llm.iter().chain(dit.iter().flatten()).any(Option::is_some)
+        });
+        let missing = spec.prompts_per_iteration.saturating_sub(teaching.count() as u32);
+        let left = (spec.prompts_per_iteration + spec.extra_prompts).saturating_sub(count);
+        ensure(trees == missing.min(left), || {
+            format!("iteration {iteration} extended by {trees} instead of {missing} or {left}")
+        })?;
+        for index in count..count + trees {
+            self.trees.insert(TreeId { iteration, index }, TreeLog::default());
+        }
+        Ok(())
+    }
+
+    /// The first iteration of the DiT phase of a plateau schedule, by the definition: so many committed
+    /// iterations without a new best of the mean reward (the simulator does not smooth).
+    fn switched(&self) -> Option<u32> {
+        let Schedule::Plateau { patience, min_delta, .. } = self.options.spec.schedule else {
+            return None;
+        };
+        let mut best: Option<(u32, f64)> = None;
+        let mut seen = 0;
+        for iteration in 0..self.digests.len() as u32 - 1 {
+            let trees = self.trees.range(iteration_of(iteration));
+            let alive = trees.filter(|(_, tree)| !tree.failed);
+            let rewards: Vec<f64> =
+                alive.flat_map(|(_, tree)| self.rewards(tree).0).flatten().collect();
+            if rewards.is_empty() {
+                continue;
+            }
+            let mean = rewards.iter().sum::<f64>() / rewards.len() as f64;
+            seen += 1;
+            if best.is_none_or(|(_, best)| mean > best + min_delta) {
+                best = Some((seen, mean));
+            } else if best.is_some_and(|(at, _)| seen - at >= patience) {
+                return Some(iteration + self.options.spec.lag + 1);
+            }
+        }
+        None
     }
 
     fn leased(&mut self, now: u64, id: LeaseId, worker: &WorkerId) -> Result<(), String> {
@@ -271,7 +336,7 @@ impl Oracle {
 
     fn advantages(&self, iteration: u32) -> Advantages {
         let spec = &self.options.spec;
-        let gates = spec.schedule.gates(iteration);
+        let gates = spec.schedule.gates(iteration, self.switched());
         let mut all = Advantages::new();
         for (id, tree) in self.trees.range(iteration_of(iteration)) {
             if tree.failed {

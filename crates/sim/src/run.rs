@@ -124,8 +124,10 @@ fn finish(world: &mut World) {
     let spec = world.options.spec.clone();
     let (version, admitted) = (world.oracle.version(), world.oracle.admitted());
     let trees = (spec.iterations * spec.prompts_per_iteration) as usize;
-    if version != u64::from(spec.iterations) || admitted != trees {
-        world.break_off(format!("DU-2: completed at v{version} with {admitted} of {trees} trees"));
+    let most = (spec.iterations * spec.extra_prompts) as usize;
+    if version != u64::from(spec.iterations) || admitted.0 != trees || admitted.1 > most {
+        let text = format!("DU-2: completed at v{version} with {admitted:?} of {trees} trees");
+        world.break_off(text);
     }
     let poisoned: Vec<TreeId> = (0..spec.iterations)
         .flat_map(|iteration| {

@@ -6,6 +6,7 @@
 use super::record::{Fate, Record};
 use super::state::{Committed, Misfit, State, Subtree, Tree, Tries, iteration_range};
 use crate::mutation::Mutation;
+use crate::schedule::{Plateau, Schedule};
 use crate::spec::RunSpec;
 use crate::work::{Done, LeaseId, Score, Unit, Weights};
 use crate::{PolicyVersion, TreeId, WorkerId};
@@ -24,6 +25,7 @@ impl State {
         match record {
             Record::Opened { generation } => self.generation = *generation,
             Record::Admitted { iteration } => self.admit(*iteration, rows)?,
+            Record::Extended { iteration, trees } => self.extend(*iteration, *trees, rows)?,
             Record::Leased { id, worker, session } => self.lease(spec, *id, worker, *session)?,
             Record::Completed { id, worker, result, .. } => {
                 self.complete(spec, *id, worker, result)?;
@@ -89,6 +91,42 @@ impl State {
         self.admitted += 1;
         self.totals.admitted += rows.len() as u64;
         Ok(())
+    }
+
+    fn extend(&mut self, iteration: u32, trees: u32, rows: &[usize]) -> Result<(), Misfit> {
+        let open = u64::from(iteration) >= self.version.0 && iteration < self.admitted;
+        if !open || rows.len() != trees as usize {
+            return misfit(format!("iteration {iteration} extended at {}", self.version));
+        }
+        let first = self.trees_of(iteration);
+        for (index, row) in (first..).zip(rows) {
+            let tree = Tree { row: *row, ..Tree::default() };
+            self.trees.insert(TreeId { iteration, index }, tree);
+        }
+        self.totals.admitted += u64::from(trees);
+        Ok(())
+    }
+
+    /// A plateau schedule's memory after the step of `iteration`; settles the switch when the LLM's
+    /// reward has stopped rising.
+    fn watch(&mut self, spec: &RunSpec, iteration: u32) {
+        let Schedule::Plateau { patience, min_delta, smooth, .. } = spec.schedule else { return };
+        if self.switched.is_some() {
+            return;
+        }
+        let trees = self.trees.range(iteration_range(iteration)).map(|(_, tree)| tree);
+        let whole = trees.filter(|tree| !matches!(tree.fate, Some(Fate::Failed(_))));
+        let rewards: Vec<f64> = whole.flat_map(|tree| tree.rewards(spec).llm).flatten().collect();
+        if rewards.is_empty() {
+            return;
+        }
+        let mean = rewards.iter().sum::<f64>() / rewards.len() as f64;
+        let seen = Plateau::after(self.plateau.as_ref(), mean, min_delta, smooth);
+        if seen.since() >= patience {
+            // Iterations up to this one plus the lag may be on their way already.
+            self.switched = Some(iteration.saturating_add(spec.lag).saturating_add(1));
+        }
+        self.plateau = Some(seen);
     }
 
     fn lease(
@@ -196,6 +234,7 @@ impl State {
                 self.totals.zero_spread += 1;
             }
         }
+        self.watch(spec, iteration);
         self.version = weights.version;
         let step = Committed { weights: weights.clone(), metrics: metrics.clone() };
         self.steps.insert(iteration, step);

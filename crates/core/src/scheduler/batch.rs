@@ -2,7 +2,8 @@
 
 use super::state::{State, Tree, iteration_range};
 use crate::TreeId;
-use crate::advantage::{GroupKey, advantages};
+use crate::advantage::{AdvantageSpec, Combine, GroupKey, advantages, advantages_by_component};
+use crate::reward::{Mix, TreeRewards};
 use crate::spec::RunSpec;
 use crate::work::{PromptRow, TrainTrace, TrainTree};
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,19 +31,31 @@ impl Judged {
 ///
 /// All of an iteration is judged together because a batch-wide scale needs all rewards.
 pub fn judge(state: &State, spec: &RunSpec, iteration: u32) -> BTreeMap<TreeId, Judged> {
-    let gates = spec.schedule.gates(iteration);
+    let gates = state.gates(spec, iteration);
     let trees: Vec<(&TreeId, &Tree)> =
         state.trees.range(iteration_range(iteration)).filter(|(_, t)| !given_up(t)).collect();
-    let rewards: Vec<_> = trees.iter().map(|(_, tree)| tree.rewards(spec)).collect();
+    let rewards: Vec<TreeRewards> = trees.iter().map(|(_, tree)| tree.rewards(spec)).collect();
 
-    let llm_groups: Vec<Vec<Option<f64>>> = rewards.iter().map(|r| r.llm.clone()).collect();
-    let llm = gated(gates.llm, &llm_groups, || advantages(&spec.llm_advantage, &llm_groups));
-
-    let dit_groups: Vec<Vec<Option<f64>>> = match spec.dit_advantage.group {
-        GroupKey::Trace => rewards.iter().flat_map(|r| r.dit.iter().cloned()).collect(),
-        GroupKey::Tree => rewards.iter().map(|r| r.dit.concat()).collect(),
+    let by_component = |name: &str| -> Vec<TreeRewards> {
+        trees.iter().zip(&rewards).map(|((_, tree), whole)| tree.component(spec, whole, name)).collect()
     };
-    let dit = gated(gates.dit, &dit_groups, || advantages(&spec.dit_advantage, &dit_groups));
+
+    let llm_groups = |rewards: &[TreeRewards]| -> Groups {
+        rewards.iter().map(|r| r.llm.clone()).collect()
+    };
+    let llm = gated(gates.llm, &llm_groups(&rewards), || {
+        compare(&spec.llm_advantage, &spec.reward.llm, &rewards, llm_groups, by_component)
+    });
+
+    let dit_groups = |rewards: &[TreeRewards]| -> Groups {
+        match spec.dit_advantage.group {
+            GroupKey::Trace => rewards.iter().flat_map(|r| r.dit.iter().cloned()).collect(),
+            GroupKey::Tree => rewards.iter().map(|r| r.dit.concat()).collect(),
+        }
+    };
+    let dit = gated(gates.dit, &dit_groups(&rewards), || {
+        compare(&spec.dit_advantage, &spec.reward.dit, &rewards, dit_groups, by_component)
+    });
     let mut dit = dit.into_iter().flatten();
 
     let mut judged = BTreeMap::new();
@@ -53,6 +66,27 @@ pub fn judge(state: &State, spec: &RunSpec, iteration: u32) -> BTreeMap<TreeId, 
         judged.insert(**id, tree);
     }
     judged
+}
+
+/// Members of groups that are compared with one another.
+type Groups = Vec<Vec<Option<f64>>>;
+
+/// Advantages of a branch in the configured order of summing and normalising.
+fn compare(
+    advantage: &AdvantageSpec,
+    mix: &Mix,
+    rewards: &[TreeRewards],
+    groups: impl Fn(&[TreeRewards]) -> Groups,
+    by_component: impl Fn(&str) -> Vec<TreeRewards>,
+) -> Groups {
+    match advantage.combine {
+        Combine::SumThenNormalise => advantages(advantage, &groups(rewards)),
+        Combine::NormaliseThenSum => {
+            let parts: Vec<(f64, Groups)> =
+                mix.iter().map(|(name, weight)| (*weight, groups(&by_component(name)))).collect();
+            advantages_by_component(advantage, &parts)
+        }
+    }
 }
 
 fn gated(

@@ -12,12 +12,12 @@ use crate::{Millis, Role, TreeId, WorkerId};
 impl Scheduler {
     /// J of an iteration: a phase that does not train the LLM needs one trace only.
     pub(super) fn traces(&self, iteration: u32) -> u32 {
-        if self.spec.schedule.gates(iteration).llm == 0.0 { 1 } else { self.spec.traces }
+        if self.state.gates(&self.spec, iteration).llm == 0.0 { 1 } else { self.spec.traces }
     }
 
     /// The window of an iteration: a phase that does not train the DiT samples by the plain ODE.
     pub(super) fn window(&self, iteration: u32) -> Window {
-        if self.spec.schedule.gates(iteration).dit == 0.0 {
+        if self.state.gates(&self.spec, iteration).dit == 0.0 {
             return Window::default();
         }
         self.spec.window.window(&self.root, iteration, self.spec.steps)

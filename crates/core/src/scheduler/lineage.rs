@@ -115,7 +115,7 @@ impl Scheduler {
         let lineage = IterationLineage {
             iteration,
             sampled_with: self.sampling_version(iteration),
-            gates: self.spec.schedule.gates(iteration),
+            gates: self.state.gates(&self.spec, iteration),
             window: self.window(iteration),
             weights: step.weights,
             metrics: step.metrics,

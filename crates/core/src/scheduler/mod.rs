@@ -310,6 +310,7 @@ impl Scheduler {
     fn apply(&mut self, record: &Record) -> Result<(), Misfit> {
         let rows = match record {
             Record::Admitted { iteration } => self.rows(*iteration),
+            Record::Extended { iteration, trees } => self.extra_rows(*iteration, *trees),
             _ => Vec::new(),
         };
         self.state.apply(&self.spec, &rows, record)
@@ -345,10 +346,16 @@ impl Scheduler {
         while !self.state.paused && !self.stopping && u64::from(self.state.admitted) < last {
             let iteration = self.state.admitted;
             self.commit(Record::Admitted { iteration });
-            let ids: Vec<TreeId> =
-                self.state.trees.range(iteration_range(iteration)).map(|(id, _)| *id).collect();
-            self.unsettled.insert(iteration, ids.len() as u32);
-            ids.into_iter().for_each(|id| self.leases.ready(Unit::Think(id)));
+            self.open_trees(iteration, self.state.trees_of(iteration));
+        }
+    }
+
+    /// Makes the last `trees` trees of an iteration ready for thinking.
+    fn open_trees(&mut self, iteration: u32, trees: u32) {
+        *self.unsettled.entry(iteration).or_default() += trees;
+        let end = self.state.trees_of(iteration);
+        for index in end.saturating_sub(trees)..end {
+            self.leases.ready(Unit::Think(TreeId { iteration, index }));
         }
     }
 

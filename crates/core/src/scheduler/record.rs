@@ -31,6 +31,13 @@ pub enum Record {
         /// Which iteration.
         iteration: u32,
     },
+    /// More trees of an iteration whose trees taught too little (dynamic sampling).
+    Extended {
+        /// Which iteration.
+        iteration: u32,
+        /// How many.
+        trees: u32,
+    },
     /// A unit was given to a worker. Attempts never repeat, because this is durable first.
     Leased {
         /// Unit and attempt.

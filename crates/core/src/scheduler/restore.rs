@@ -8,6 +8,9 @@ use crate::work::{LeaseId, Unit};
 use crate::{Attempt, WorkerId};
 use rand::Rng;
 
+/// Marks the seeds of dynamic sampling apart from those of epochs.
+const EXTRA: u64 = 1;
+
 impl Scheduler {
     /// The data set rows of an iteration: the run's prompts in an order shuffled anew each epoch. A
     /// pure function of seed, iteration, P and the size of the data set; there is no cursor to lose.
@@ -25,6 +28,21 @@ impl Scheduler {
                 order[(position % n) as usize]
             })
             .collect()
+    }
+
+    /// Rows of the next `trees` trees beyond an iteration's own: another order of the data set for
+    /// each iteration, without the rows that it has, over again when all have been taken.
+    pub(super) fn extra_rows(&self, iteration: u32, trees: u32) -> Vec<usize> {
+        let own = self.state.trees.range(super::iteration_range(iteration));
+        let p = self.spec.prompts_per_iteration as usize;
+        let have: Vec<usize> = own.map(|(_, tree)| tree.row).collect();
+        let (first, drawn) = have.split_at(p.min(have.len()));
+        let seed = self.root.derive(Purpose::Prompts, &[u64::from(iteration), EXTRA]);
+        let order: Vec<usize> = { shuffled(&seed, self.prompts.len()).into_iter() }
+            .filter(|row| !first.contains(row))
+            .collect();
+        let all = if order.is_empty() { first.to_vec() } else { order };
+        all.into_iter().cycle().skip(drawn.len()).take(trees as usize).collect()
     }
 
     /// Recomputes what is derived from the durable state: units that are ready, that may still be

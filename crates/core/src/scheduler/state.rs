@@ -1,9 +1,10 @@
 //! The durable state: what the journal rebuilds, and what a checkpoint carries.
 
 use super::record::Fate;
-use crate::reward::{TreeRewards, tree_rewards};
+use crate::reward::{TreeRewards, component_rewards, tree_rewards};
+use crate::schedule::Plateau;
 use crate::spec::RunSpec;
-use crate::work::{LeafScores, Trace, Unit, Weights};
+use crate::work::{Gates, LeafScores, Trace, Unit, Weights};
 use crate::{
     ArtifactRef, Digest, Generation, PolicyVersion, SubtreeId, TrainerEpoch, TreeId, WorkerId,
 };
@@ -69,7 +70,18 @@ impl Tree {
     pub fn rewards(&self, spec: &RunSpec) -> TreeRewards {
         let scores: Vec<Vec<LeafScores>> =
             self.subtrees.iter().map(|s| s.scores.clone().unwrap_or_default()).collect();
-        tree_rewards(&spec.reward, &scores)
+        let mut rewards = tree_rewards(&spec.reward, &scores);
+        for (reward, subtree) in rewards.llm.iter_mut().zip(&self.subtrees) {
+            *reward = spec.reward.shape.apply(*reward, &subtree.trace);
+        }
+        rewards
+    }
+
+    /// Its rewards in one component alone.
+    pub fn component(&self, spec: &RunSpec, whole: &TreeRewards, name: &str) -> TreeRewards {
+        let scores: Vec<Vec<LeafScores>> =
+            self.subtrees.iter().map(|s| s.scores.clone().unwrap_or_default()).collect();
+        component_rewards(&spec.reward, &scores, whole, name)
     }
 }
 
@@ -122,6 +134,12 @@ pub struct State {
     pub paused: bool,
     /// Totals.
     pub totals: Totals,
+    /// What a plateau schedule remembers.
+    #[serde(default)]
+    pub plateau: Option<Plateau>,
+    /// The first iteration of a plateau schedule's DiT phase, once known.
+    #[serde(default)]
+    pub switched: Option<u32>,
 }
 
 /// A record that the state has no place for: the journal is not this run's.
@@ -142,7 +160,19 @@ impl State {
             checkpoint: None,
             paused: false,
             totals: Totals::default(),
+            plateau: None,
+            switched: None,
         }
+    }
+
+    /// Which branches an iteration trains.
+    pub fn gates(&self, spec: &RunSpec, iteration: u32) -> Gates {
+        spec.schedule.gates(iteration, self.switched)
+    }
+
+    /// How many trees an iteration has.
+    pub fn trees_of(&self, iteration: u32) -> u32 {
+        self.trees.range(iteration_range(iteration)).count() as u32
     }
 
     /// The weights of a committed version; version 0 is the base model's own.

@@ -40,12 +40,30 @@ impl Scheduler {
         let left = self.unsettled.get(&iteration).copied().unwrap_or(0);
         let settled = self.state.admitted > iteration
             && (left == 0 || Mutation::TrainEarly.on() && left == 1);
-        if settled && !self.state.paused && !self.is_barren(iteration) {
+        if settled && !self.state.paused && !self.extend(iteration) && !self.is_barren(iteration) {
             let next = iteration + 1;
             let checkpoint =
                 next.is_multiple_of(self.spec.checkpoint_every) || next == self.spec.iterations;
             self.start_step(iteration, true, true, checkpoint);
         }
+    }
+
+    /// Dynamic sampling: admits more trees to an iteration that has fewer than P to train on, within
+    /// the bound. Which prompts come depends on nothing but the run's seed and the rewards so far.
+    fn extend(&mut self, iteration: u32) -> bool {
+        let (p, most) = (self.spec.prompts_per_iteration, self.spec.extra_prompts);
+        if most == 0 {
+            return false;
+        }
+        let trees = self.state.trees_of(iteration);
+        let left = p.saturating_add(most).saturating_sub(trees);
+        let teaching = batch::trainable(&self.state, &self.spec, iteration).len() as u32;
+        let trees = p.saturating_sub(teaching).min(left);
+        if trees > 0 {
+            self.commit(Record::Extended { iteration, trees });
+            self.open_trees(iteration, trees);
+        }
+        trees > 0
     }
 
     /// Whether too many iterations in a row lost all their trees; then the run is over, with the
@@ -82,7 +100,7 @@ impl Scheduler {
             Vec::new()
         };
         let gates =
-            if update { self.spec.schedule.gates(iteration) } else { Gates { llm: 0.0, dit: 0.0 } };
+            if update { self.state.gates(&self.spec, iteration) } else { Gates { llm: 0.0, dit: 0.0 } };
         let step = Step {
             epoch: self.state.epoch,
             iteration,

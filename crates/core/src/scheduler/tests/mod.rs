@@ -32,6 +32,7 @@ fn spec() -> RunSpec {
         },
         llm_advantage: AdvantageSpec::default(),
         dit_advantage: AdvantageSpec::default(),
+        extra_prompts: 0,
         world: 2,
         checkpoint_every: 2,
         max_attempts: 3,
