@@ -36,8 +36,11 @@ lint: setup ## formatting, clippy without warnings, shell scripts
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
 
-bench: setup ## time the models' hot paths on this machine
-	$(CARGO) run --release -p duet-models --example speed
+bench: setup ## time the models beside transformers, diffusers and peft (a Python environment in .venv, about 5 GB)
+	test -d .venv || $(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet -r scripts/parity/requirements.txt
+	$(CARGO) build --release -p duet-models --example speed
+	.venv/bin/python scripts/bench/models.py $(or $(CARGO_TARGET_DIR),target)/release/examples/speed $(ARGS)
 
 doc: setup ## API documentation of the workspace
 	$(CARGO) doc --workspace --no-deps
