@@ -189,7 +189,6 @@ impl Demo {
 
     /// Writes the trained pipeline folder.
     async fn export(&self, config: &Config) -> Result<(), CliError> {
-        let _ = config;
         let manifest = self.newest().await?;
         let key = |artifact: &Option<duet_core::ArtifactRef>| {
             artifact.as_ref().map(|a| self.folder.join(&a.key).display().to_string())
@@ -198,11 +197,18 @@ impl Demo {
             (self.base.display().to_string(), self.folder.join("model").display().to_string());
         let mut args =
             vec!["export".to_owned(), "--model".to_owned(), base, "--out".to_owned(), out];
-        if let Some(llm) = key(&manifest.weights.llm) {
-            args.extend(["--llm-weights".to_owned(), llm]);
-        }
-        if let Some(dit) = key(&manifest.weights.dit) {
-            args.extend(["--dit-weights".to_owned(), dit]);
+        if config.trainer.ema > 0.0 {
+            for shard in manifest.shards.iter().flatten() {
+                let shard = self.folder.join(&shard.key).display().to_string();
+                args.extend(["--average".to_owned(), shard]);
+            }
+        } else {
+            if let Some(llm) = key(&manifest.weights.llm) {
+                args.extend(["--llm-weights".to_owned(), llm]);
+            }
+            if let Some(dit) = key(&manifest.weights.dit) {
+                args.extend(["--dit-weights".to_owned(), dit]);
+            }
         }
         self.child("export", "duet-rollout-worker", "trained pipeline folder", &args)
             .await

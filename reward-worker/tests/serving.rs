@@ -86,6 +86,7 @@ async fn images(store: &Store) -> ArtifactRef {
         latents: Tensor::zeros([2, 0, 1, 1], (Kind::Float, Device::Cpu)),
         log_probs: Tensor::zeros([2, 0], (Kind::Float, Device::Cpu)),
         images: Tensor::cat(&[white.zeros_like(), white], 0),
+        last: None,
         window_start: 0,
     };
     store.artifacts().put("artifacts/images", artifact.encode().unwrap().into()).await.unwrap()

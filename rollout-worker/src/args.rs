@@ -135,6 +135,9 @@ pub struct ExportArgs {
     /// Pipeline folder of the base model.
     #[arg(long)]
     pub model: PathBuf,
+    /// Take the moving averages in these shards of a checkpoint as the weights.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["llm_weights", "dit_weights"])]
+    pub average: Vec<PathBuf>,
     /// The folder to write; one of that name is replaced.
     #[arg(long)]
     pub out: PathBuf,

@@ -33,6 +33,8 @@ pub struct Sampling {
     pub max_new_tokens: usize,
     /// How images are sampled.
     pub render: RenderOptions,
+    /// Store the final latents of images, which DiffusionNFT trains on.
+    pub keep_last: bool,
 }
 
 /// Which branches are trained through an adapter, and through which.
@@ -283,6 +285,7 @@ impl Engine {
             latents: rendered.latents.to_device(Device::Cpu),
             log_probs: rendered.log_probs.to_device(Device::Cpu),
             images: rendered.images.to_device(Device::Cpu),
+            last: self.sampling.keep_last.then(|| rendered.last.to_device(Device::Cpu)),
             window_start: window.start,
         };
         Ok(artifact.encode()?)

@@ -14,7 +14,12 @@ const BESIDES: [&str; 2] = ["miniworld", "duet.json"];
 /// # Errors
 /// The base model or a weights file cannot be read, or the folder not be written.
 pub fn export(args: &ExportArgs) -> Result<(), WorkError> {
-    let engine = load::engine(&args.model, &args.sampling())?;
+    let mut engine = load::engine(&args.model, &args.sampling())?;
+    if !args.average.is_empty() {
+        let (weights, files) = load::averages(&args.average)?;
+        engine.hold(&weights, files)?;
+        engine.activate(&weights)?;
+    }
     let partial = args.out.with_extension("partial");
     remove(&partial)?;
     engine.pipeline().save(&partial)?;

@@ -12,7 +12,10 @@ use duet_models::lora::Lora;
 use duet_models::pipeline::Pipeline;
 use duet_models::render::RenderOptions;
 use duet_models::sde::SdeKind;
+use duet_torch::Tensors;
+use duet_torch::tensorfile::{Metadata, TensorFile, TensorSource, encode};
 use std::path::Path;
+use tch::Device;
 
 /// The engine of a folder, set to the weights that the command line names.
 ///
@@ -53,6 +56,7 @@ fn sampling(folder: &Path, args: &SamplingArgs) -> Result<Sampling, ModelError> 
             width,
             height,
         },
+        keep_last: false,
     })
 }
 
@@ -73,4 +77,48 @@ fn weights(args: &SamplingArgs) -> Result<Option<(Weights, WeightFiles)>, ModelE
         return Ok(None);
     };
     Ok(Some((Weights { version: PolicyVersion(1), llm, dit, digest }, files)))
+}
+
+/// The moving averages in the shards of a checkpoint, as a policy of their own.
+///
+/// # Errors
+/// A shard cannot be read, or none holds an average.
+pub fn averages(shards: &[std::path::PathBuf]) -> Result<(Weights, WeightFiles), WorkError> {
+    let mut found = [("llm", Tensors::new()), ("dit", Tensors::new())];
+    let mut metadata = Metadata::new();
+    for shard in shards {
+        let file = TensorFile::open(shard).map_err(ModelError::from)?;
+        metadata = file.metadata().clone();
+        for (branch, tensors) in &mut found {
+            let prefix = format!("{branch}/ema/");
+            for name in file.names() {
+                if let Some(own) = name.strip_prefix(&prefix) {
+                    let tensor = file.load(name, Device::Cpu).map_err(ModelError::from)?;
+                    tensors.insert(own.to_owned(), tensor);
+                }
+            }
+        }
+    }
+    let mut files = WeightFiles { llm: None, dit: None };
+    for (branch, tensors) in &found {
+        if tensors.is_empty() {
+            continue;
+        }
+        let own = metadata.iter().filter_map(|(key, value)| {
+            Some((key.strip_prefix(branch)?.strip_prefix('.')?.to_owned(), value.clone()))
+        });
+        let bytes = encode(tensors, &own.collect()).map_err(ModelError::from)?;
+        *(if *branch == "llm" { &mut files.llm } else { &mut files.dit }) = Some(bytes);
+    }
+    let named = |branch: &str, bytes: &Option<Vec<u8>>| {
+        let bytes = bytes.as_ref()?;
+        let key = format!("the average of the {branch}");
+        Some(ArtifactRef { key, digest: Digest::of(bytes), bytes: bytes.len() as u64 })
+    };
+    let (llm, dit) = (named("llm", &files.llm), named("dit", &files.dit));
+    let Some(digest) = llm.as_ref().or(dit.as_ref()).map(|file| file.digest) else {
+        let reason = "the checkpoint holds no moving averages: trainer.ema was 0 in that run";
+        return Err(ModelError::BadInput(reason.to_owned()).into());
+    };
+    Ok((Weights { version: PolicyVersion(1), llm, dit, digest }, files))
 }

@@ -5,7 +5,7 @@ use crate::engine::{Adapters, Engine, Sampling};
 use crate::error::WorkError;
 use crate::failure::Failure;
 use crate::serve::{Worker, serve};
-use duet_config::{Config, ConfigError, Device, Dtype, Lora, Sampler};
+use duet_config::{Config, ConfigError, Device, DitObjective, Dtype, Lora, Sampler};
 use duet_core::{Role, WorkerId};
 use duet_models::ModelError;
 use duet_models::defaults::Defaults;
@@ -128,6 +128,7 @@ fn sampling(config: &Config) -> Result<Sampling, ModelError> {
             width: i64::from(rollout.width),
             height: i64::from(rollout.height),
         },
+        keep_last: config.dit.objective == DitObjective::Nft,
     })
 }
 

@@ -1,12 +1,11 @@
 //! The configuration in the engine's words.
 
-use crate::engine::{BranchSettings, Settings};
+use crate::engine::{BranchSettings, Nft, Settings};
 use duet_config::{
     Aggregation, Branch, Config, Device, DitKl, DitObjective, Dtype, KlEstimator, LlmObjective,
     Sampler,
 };
 use duet_core::Seed;
-use duet_core::schedule::Schedule;
 use duet_models::lora::LoraConfig;
 use duet_models::loss;
 use duet_models::pipeline::LoadOptions;
@@ -17,11 +16,8 @@ use tch::Kind;
 
 /// What the engine needs to know of a run.
 pub fn settings(config: &Config) -> Settings {
-    let (llm_frozen, dit_frozen) = match config.schedule {
-        Schedule::Weights { llm, dit } => (llm == 0.0, dit == 0.0),
-        // Every other schedule opens both branches sooner or later.
-        _ => (false, false),
-    };
+    let (llm_trained, dit_trained) = config.schedule.trains();
+    let (llm_frozen, dit_frozen) = (!llm_trained, !dit_trained);
     let trainer = &config.trainer;
     Settings {
         model: config.model_path(),
@@ -29,10 +25,11 @@ pub fn settings(config: &Config) -> Settings {
         seed: Seed::root(config.run.seed),
         temperature: config.rollout.temperature,
         render: render(config),
-        llm: branch(&config.llm.branch, llm_frozen),
+        llm: branch(&config.llm.branch, trainer.ema, llm_frozen),
         llm_loss: llm_loss(config),
-        dit: branch(&config.dit.branch, dit_frozen),
+        dit: branch(&config.dit.branch, trainer.ema, dit_frozen),
         dit_loss: dit_loss(config),
+        nft: nft(config),
         max_grad_norm: trainer.max_grad_norm,
         updates: trainer.updates_per_rollout,
         recompute: trainer.recompute,
@@ -68,7 +65,7 @@ fn render(config: &Config) -> RenderOptions {
     }
 }
 
-fn branch(branch: &Branch, frozen: bool) -> BranchSettings {
+fn branch(branch: &Branch, ema: f64, frozen: bool) -> BranchSettings {
     let optimizer = &branch.optimizer;
     let lora = branch.lora.as_ref().map(|lora| LoraConfig {
         rank: i64::from(lora.rank),
@@ -78,7 +75,7 @@ fn branch(branch: &Branch, frozen: bool) -> BranchSettings {
     let [beta1, beta2] = optimizer.betas;
     let adamw =
         AdamWOptions { beta1, beta2, eps: optimizer.eps, weight_decay: optimizer.weight_decay };
-    BranchSettings { lr: optimizer.lr, adamw, lora, frozen }
+    BranchSettings { lr: optimizer.lr, adamw, lora, ema, frozen }
 }
 
 fn llm_loss(config: &Config) -> loss::LlmLoss {
@@ -122,10 +119,18 @@ fn dit_loss(config: &Config) -> loss::DitLoss {
             DitObjective::Clip => loss::DitObjective::Clip { range },
             DitObjective::Guard => loss::DitObjective::Guard { range },
             DitObjective::Dppo => loss::DitObjective::Dppo { limit: dit.dppo_limit },
+            // Has no window for a loss of its own; see `nft`.
+            DitObjective::Nft => loss::DitObjective::Clip { range },
         },
         advantage_clip: dit.adv_clip,
         kl: (coefficient != 0.0).then_some(kl),
     }
+}
+
+fn nft(config: &Config) -> Option<Nft> {
+    let dit = &config.dit;
+    let loss = loss::NftLoss { beta: dit.nft_beta, advantage_clip: dit.adv_clip, kl: dit.kl };
+    (dit.objective == DitObjective::Nft).then_some(Nft { loss, times: dit.nft_times })
 }
 
 #[cfg(test)]

@@ -4,14 +4,17 @@ mod common;
 
 use common::{Rollouts, pipeline, rollouts, settings, settings_with_adapter};
 use duet_core::work::Gates;
+use duet_models::loss::NftLoss;
 use duet_torch::collective::{AbortHandle, Collective, Gloo, GlooOptions, Solo, Store};
+use duet_torch::tensorfile::{TensorFile, TensorSource};
 use duet_trainer::TrainError;
-use duet_trainer::engine::{Engine, Settings, checkpoint};
+use duet_trainer::engine::{Engine, Nft, Settings, checkpoint};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
+use tch::Device;
 
 /// A folder with the base model; kept as long as the handle.
 fn base() -> (tempfile::TempDir, PathBuf) {
@@ -159,6 +162,58 @@ fn recomputing_activations_changes_no_bit() {
         assert_eq!(again.digest, kept.digest);
         assert_eq!(again.metrics, kept.metrics);
     }
+}
+
+/// DiffusionNFT: while the policy is the one that sampled, the implicit positive and negative policies
+/// are the same, and the next update on the same images moves them apart.
+#[test]
+fn nft_starts_where_both_implicit_policies_agree() {
+    tch::set_num_threads(1);
+    let (_folder, model) = base();
+    let mut rollouts = rollouts(2);
+    rollouts.end_without_window();
+    let mut settings = settings(&model);
+    settings.render.guidance = 1.0;
+    let loss = NftLoss { beta: 1.0, advantage_clip: 5.0, kl: 0.0 };
+    settings.nft = Some(Nft { loss, times: 2 });
+    let once = run(&settings, &rollouts, 1, &Solo::new());
+    let metrics = &once.metrics[0];
+    assert_eq!(metrics["dit/nft/positive"], metrics["dit/nft/negative"]);
+    assert!(metrics["dit/grad_norm"] > 0.0);
+    assert_eq!(metrics["dit/terms"], 2.0 * 3.0 * 3.0 * 2.0);
+    let twice = run(&Settings { updates: 2, ..settings }, &rollouts, 1, &Solo::new());
+    let metrics = &twice.metrics[0];
+    assert!(metrics["dit/nft/positive"] != metrics["dit/nft/negative"]);
+}
+
+/// The average is part of the checkpoint, follows its formula, and changes nothing else.
+#[test]
+fn the_moving_average_follows_its_formula_and_is_kept() {
+    tch::set_num_threads(1);
+    let (_folder, model) = base();
+    let rollouts = rollouts(2);
+    let mut settings = settings(&model);
+    let plain = run(&settings, &rollouts, 1, &Solo::new());
+    (settings.llm.ema, settings.dit.ema) = (0.75, 0.75);
+    let averaged = run(&settings, &rollouts, 1, &Solo::new());
+    assert_eq!(plain.digest, averaged.digest);
+    let start = run(&settings, &rollouts, 0, &Solo::new());
+    let read = |shard: Vec<u8>| TensorFile::from_bytes("shard", shard).unwrap();
+    let (start, after) = (read(start.shard.clone()), read(averaged.shard.clone()));
+    let load = |file: &TensorFile, name: &str| file.load(name, Device::Cpu).unwrap();
+    let mut seen = 0;
+    for name in after.names() {
+        let Some((branch, own)) = name.split_once("/ema/") else { continue };
+        let param = format!("{branch}/param/{own}");
+        let expected = load(&start, &param) * 0.75 + load(&after, &param) * 0.25;
+        let gap = (load(&after, name) - expected).abs().max().double_value(&[]);
+        assert!(gap < 1e-6, "{name}: {gap}");
+        seen += 1;
+    }
+    assert!(seen > 10);
+    let mut engine = Engine::load(settings).unwrap();
+    checkpoint::restore(&mut engine, vec![("shard".to_owned(), averaged.shard.clone())]).unwrap();
+    assert_eq!(checkpoint::shard(&engine, 0, 1).unwrap(), averaged.shard);
 }
 
 #[test]

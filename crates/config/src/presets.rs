@@ -8,6 +8,7 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("mix-grpo", include_str!("presets/mix-grpo.toml")),
     ("dance-grpo", include_str!("presets/dance-grpo.toml")),
     ("grpo-guard", include_str!("presets/grpo-guard.toml")),
+    ("diffusion-nft", include_str!("presets/diffusion-nft.toml")),
     ("dapo", include_str!("presets/dapo.toml")),
     ("dr-grpo", include_str!("presets/dr-grpo.toml")),
 ];

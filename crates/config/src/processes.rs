@@ -14,6 +14,9 @@ pub struct Trainer {
     pub max_grad_norm: f64,
     /// Optimiser steps on each iteration's trees. Default 1.
     pub updates_per_rollout: u32,
+    /// Decay of an exponential moving average of the trained weights, which the exported model then
+    /// has (Flow-GRPO: 0.9); 0: none. Default 0.
+    pub ema: f64,
     /// Compute each block's activations again in the backward pass instead of keeping them: less
     /// memory, a third more arithmetic, the same numbers. Default false.
     pub recompute: bool,
@@ -29,6 +32,7 @@ impl Default for Trainer {
             world_size: 1,
             max_grad_norm: 1.0,
             updates_per_rollout: 1,
+            ema: 0.0,
             recompute: false,
             bucket_mib: 25,
             collective_timeout_ms: 120_000,

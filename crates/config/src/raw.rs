@@ -5,7 +5,7 @@ use crate::sections::{
     KlEstimator, LlmObjective, Lora, Model, RawMix, Rollout, Run, Scorer, Security, Trainer,
     Workers,
 };
-use duet_core::advantage::{AdvantageSpec, Center, GroupKey, Scale};
+use duet_core::advantage::{AdvantageSpec, Center, Combine, GroupKey, Scale};
 use serde::{Deserialize, Serialize};
 
 /// All sections.
@@ -101,6 +101,11 @@ pub enum ScheduleKind {
     Alternating,
     /// Fixed loss weights `llm_weight` and `dit_weight`; zero closes a branch.
     Weights,
+    /// The LLM alone until its mean reward has not risen for `patience` iterations, then the DiT
+    /// alone.
+    Plateau,
+    /// Loss weights by iteration: straight lines between `points`.
+    Curve,
 }
 
 impl ScheduleKind {
@@ -111,12 +116,14 @@ impl ScheduleKind {
             ScheduleKind::Staged => "staged",
             ScheduleKind::Alternating => "alternating",
             ScheduleKind::Weights => "weights",
+            ScheduleKind::Plateau => "plateau",
+            ScheduleKind::Curve => "curve",
         }
     }
 }
 
 /// `[schedule]`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Schedule {
     /// Which kind. Default `balanced`.
@@ -136,6 +143,21 @@ pub struct Schedule {
     /// Loss weight of the DiT branch (`weights`, *required* there).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dit_weight: Option<f64>,
+    /// Iterations without a new best that end the LLM phase (`plateau`, *required* there).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u32>,
+    /// A best must be better by more than this (`plateau`). Default 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_delta: Option<f64>,
+    /// Iterations that the reward is averaged over, roughly (`plateau`). Default 5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smooth: Option<u32>,
+    /// First iteration of the DiT phase at the latest (`plateau`, *required* there).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_most: Option<u32>,
+    /// `[iteration, llm weight, dit weight]`, iterations ascending (`curve`, *required* there).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub points: Option<Vec<(u32, f64, f64)>>,
 }
 
 /// What missing scores do.
@@ -151,6 +173,19 @@ pub enum Failure {
     DropTree,
 }
 
+/// What an answer that the token limit cut off does to R1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overlong {
+    /// Nothing.
+    #[default]
+    Keep,
+    /// Its trace has no reward and is not trained on.
+    Mask,
+    /// R1 falls over the last `overlong_soft` tokens by `overlong_weight`.
+    Penalty,
+}
+
 /// `[reward]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -164,6 +199,16 @@ pub struct Reward {
     pub at_least: Option<u32>,
     /// A component that takes longer counts as missing. Default 60000.
     pub timeout_ms: u64,
+    /// What an answer at the token limit does to R1: `keep`, `mask` or `penalty`. Default `keep`.
+    pub overlong: Overlong,
+    /// Tokens before the limit over which the penalty rises (`penalty`, *required* there).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlong_soft: Option<u32>,
+    /// The penalty at the limit (`penalty`). Default 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlong_weight: Option<f64>,
+    /// Taken off R1 of an answer without the `Revised Prompt:` marker. Default 0.
+    pub format_penalty: f64,
     /// Weights of R1. Default `semantic = 1`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub llm: Option<RawMix>,
@@ -182,6 +227,10 @@ impl Default for Reward {
             failure: Failure::RequireAll,
             at_least: None,
             timeout_ms: 60_000,
+            overlong: Overlong::Keep,
+            overlong_soft: None,
+            overlong_weight: None,
+            format_penalty: 0.0,
             llm: None,
             dit: None,
             http: None,
@@ -217,6 +266,8 @@ macro_rules! advantage {
             pub clip: f64,
             /// Groups with fewer scored members are not trained on. Default 2.
             pub min_group: u32,
+            /// `sum-then-normalise` the components, or `normalise-then-sum`. Default the first.
+            pub combine: Combine,
             $($(#[$own_doc])* pub $own: $type,)*
         }
 
@@ -230,6 +281,7 @@ macro_rules! advantage {
                     eps: spec.eps,
                     clip: spec.clip,
                     min_group: spec.min_group,
+                    combine: spec.combine,
                     $($own: $default,)*
                 }
             }
@@ -346,6 +398,10 @@ pub struct Dit {
     pub clip_range: f64,
     /// Largest divergence per dimension of `dppo`. Default 1e-5.
     pub dppo_limit: f64,
+    /// How far the implicit policies of `nft` lie from the old one. Default 1.
+    pub nft_beta: f64,
+    /// Times that each image is noised at for `nft`; 0: all of the rollout's but one. Default 0.
+    pub nft_times: u32,
     /// Advantages are clamped to this on both sides in the loss. Default 5.
     pub adv_clip: f64,
     /// Weight of the divergence from the base model; 0: none. Default 0.
@@ -368,6 +424,8 @@ impl Default for Dit {
             objective: DitObjective::Clip,
             clip_range: 1e-4,
             dppo_limit: 1e-5,
+            nft_beta: 1.0,
+            nft_times: 0,
             adv_clip: 5.0,
             kl: 0.0,
             kl_kind: DitKl::Exact,

@@ -118,6 +118,9 @@ pub struct Rollout {
     pub width: u32,
     /// Pixels, a multiple of 16. Default 512.
     pub height: u32,
+    /// Dynamic sampling: an iteration with fewer than P trees to learn from gets more prompts, at most
+    /// so many; 0: none. Default 0.
+    pub extra_prompts: u32,
     /// L: trees of iteration i are sampled with version i - L exactly. Default 0.
     pub lag: u32,
     /// A text file with what the LLM is told before the prompt. Default: as the model folder says.
@@ -139,6 +142,7 @@ impl Default for Rollout {
             sampler: Sampler::FlowGrpo,
             width: 512,
             height: 512,
+            extra_prompts: 0,
             lag: 0,
             instruction: None,
         }
@@ -180,6 +184,8 @@ pub struct Reward {
     pub dit: Mix,
     /// What missing scores do.
     pub failure: duet_core::reward::FailurePolicy,
+    /// What the form of an answer does to R1.
+    pub shape: duet_core::reward::TraceShape,
 }
 
 /// `[llm.lora]`, `[dit.lora]`
@@ -291,6 +297,9 @@ pub enum DitObjective {
     Guard,
     /// Flow-DPPO: samples that moved too far are dropped.
     Dppo,
+    /// DiffusionNFT (arXiv 2509.16117): on noised images, without a likelihood; sampling is the plain
+    /// ODE, and there is no window.
+    Nft,
 }
 
 /// The DiT's divergence from the base model.
@@ -314,6 +323,10 @@ pub struct Dit {
     pub clip_range: f64,
     /// Largest divergence of `dppo`.
     pub dppo_limit: f64,
+    /// beta of `nft`.
+    pub nft_beta: f64,
+    /// Times that each image is noised at for `nft`.
+    pub nft_times: u32,
     /// Advantages are clamped to this on both sides.
     pub adv_clip: f64,
     /// Weight of the divergence from the base model; zero: none.

@@ -109,6 +109,7 @@ impl Config {
             reward: self.reward_spec(),
             llm_advantage: self.llm_advantage,
             dit_advantage: self.dit_advantage,
+            extra_prompts: self.rollout.extra_prompts,
             world: self.trainer.world_size,
             checkpoint_every: self.checkpoint.every,
             max_attempts: c.max_attempts,
@@ -132,6 +133,7 @@ impl Config {
             llm: self.reward.llm.clone(),
             dit: self.reward.dit.clone(),
             failure: self.reward.failure,
+            shape: self.reward.shape,
         }
     }
 

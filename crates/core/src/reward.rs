@@ -162,7 +162,10 @@ pub fn component_rewards(
         .iter()
         .map(|leaves| {
             let whole = |leaf: &&LeafScores| mixed(&spec.llm, leaf).is_some();
-            leaves.iter().map(|leaf| Some(leaf).filter(whole).cloned().unwrap_or_default()).collect()
+            leaves
+                .iter()
+                .map(|leaf| Some(leaf).filter(whole).cloned().unwrap_or_default())
+                .collect()
         })
         .collect();
     let mut found =
@@ -205,11 +208,8 @@ mod tests {
     }
 
     fn trace(tokens: u32, finish: Finish, well_formed: bool) -> Trace {
-        let artifact = crate::ArtifactRef {
-            key: "t".to_owned(),
-            digest: crate::Digest([0; 32]),
-            bytes: 1,
-        };
+        let artifact =
+            crate::ArtifactRef { key: "t".to_owned(), digest: crate::Digest([0; 32]), bytes: 1 };
         let (text, refined_prompt) = (String::new(), String::new());
         Trace { artifact, text, refined_prompt, well_formed, tokens, finish }
     }
@@ -236,9 +236,8 @@ mod tests {
         let failure = FailurePolicy::AtLeast(1);
         let spec = RewardSpec { llm: mix.clone(), dit: mix, failure, ..RewardSpec::default() };
         let both = |semantic, aesthetic: Option<f64>| {
-            let score = |value: Option<f64>| {
-                value.map_or(Score::Failed("x".to_owned()), Score::Scored)
-            };
+            let score =
+                |value: Option<f64>| value.map_or(Score::Failed("x".to_owned()), Score::Scored);
             LeafScores::from([
                 ("semantic".to_owned(), score(Some(semantic))),
                 ("aesthetic".to_owned(), score(aesthetic)),

@@ -96,6 +96,20 @@ impl Plateau {
 }
 
 impl Schedule {
+    /// Which branches (LLM, DiT) it ever trains.
+    pub fn trains(&self) -> (bool, bool) {
+        match self {
+            Schedule::Weights { llm, dit } => (*llm > 0.0, *dit > 0.0),
+            Schedule::Curve { points } => {
+                (points.iter().any(|p| p.llm > 0.0), points.iter().any(|p| p.dit > 0.0))
+            }
+            Schedule::Balanced
+            | Schedule::Staged { .. }
+            | Schedule::Plateau { .. }
+            | Schedule::Alternating { .. } => (true, true),
+        }
+    }
+
     /// The gates of an iteration. `switched` is the first iteration of a plateau schedule's DiT phase,
     /// once that is known.
     pub fn gates(&self, iteration: u32, switched: Option<u32>) -> Gates {

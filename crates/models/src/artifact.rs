@@ -5,7 +5,8 @@
 //! think, one trace:       tokens i64 [P+R], log_probs f32 [R], embeds f32 [T, D],
 //!                         negative_embeds f32 [N, D]                     prompt_len = P
 //! render, one sub-tree:   latents f32 [K, w+1, S, C], log_probs f32 [K, w],
-//!                         images u8 [K, H, W, 3]                         window_start
+//!                         images u8 [K, H, W, 3], last f32 [K, S, C] (for NFT only)
+//!                                                                        window_start
 //! ```
 //! Equal tensors give equal bytes, so that a lease done twice leaves the same content hash.
 
@@ -69,6 +70,8 @@ pub struct RenderArtifact {
     pub log_probs: Tensor,
     /// RGB, `u8 [K, H, W, 3]`.
     pub images: Tensor,
+    /// Final packed latents, `f32 [K, S, C]`, where training starts from them.
+    pub last: Option<Tensor>,
     /// First step of the window.
     pub window_start: u32,
 }
@@ -154,6 +157,10 @@ impl RenderArtifact {
             latents: load(&file, "latents", Kind::Float, device)?,
             log_probs: load(&file, "log_probs", Kind::Float, device)?,
             images: load(&file, "images", Kind::Uint8, device)?,
+            last: match file.spec("last") {
+                Some(_) => Some(load(&file, "last", Kind::Float, device)?),
+                None => None,
+            },
             window_start: number(&file, "window_start")?,
         };
         artifact.check(label)?;
@@ -166,11 +173,13 @@ impl RenderArtifact {
     }
 
     fn tensors(&self) -> Tensors {
-        named([
+        let mut all = named([
             ("latents", &self.latents),
             ("log_probs", &self.log_probs),
             ("images", &self.images),
-        ])
+        ]);
+        all.extend(self.last.iter().map(|last| ("last".to_owned(), last.shallow_clone())));
+        all
     }
 
     fn check(&self, label: &str) -> Result<(), ArtifactError> {
@@ -183,6 +192,10 @@ impl RenderArtifact {
             && images[0] > 0
             && latents[0] == images[0]
             && log_probs[0] == images[0]
+            && self.last.as_ref().is_none_or(|last| {
+                let size = last.size();
+                size.len() == 3 && size[0] == images[0] && size[1..] == latents[2..]
+            })
             && (latents[1] == log_probs[1] + 1 || (latents[1] == 0 && log_probs[1] == 0));
         let reason = || {
             format!(
@@ -277,6 +290,7 @@ mod tests {
             latents: floats(&[2, if window == 0 { 0 } else { window + 1 }, 4, 3]),
             log_probs: -floats(&[2, window]),
             images: Tensor::arange(2 * 8 * 8 * 3, (Kind::Uint8, Device::Cpu)).reshape([2, 8, 8, 3]),
+            last: None,
             window_start: 3,
         }
     }
@@ -298,6 +312,12 @@ mod tests {
             assert_eq!(back.tensors(), render(window).tensors());
             assert_eq!((back.window_start, back.leaves()), (3, 2));
         }
+        let ended = RenderArtifact { last: Some(floats(&[2, 4, 3])), ..render(0) };
+        let bytes = ended.encode().unwrap();
+        let back = RenderArtifact::decode("x", bytes, Device::Cpu).unwrap();
+        assert_eq!(back.last, ended.last);
+        let other = RenderArtifact { last: Some(floats(&[2, 5, 3])), ..render(0) };
+        assert!(other.encode().is_err());
     }
 
     #[test]

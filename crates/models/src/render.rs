@@ -204,7 +204,7 @@ pub fn render(
         let images = decode(pipeline, &x, grid);
         let empty = || Tensor::zeros([leaves as i64, 0], (Kind::Float, x.device()));
         let (latents, log_probs) = match kept.is_empty() {
-            true => (empty().view([leaves as i64, 0, 1, 1]), empty()),
+            true => (empty().view([leaves as i64, 0, sampler.shape[1], sampler.shape[2]]), empty()),
             false => (Tensor::stack(&kept, 1), Tensor::stack(&log_probs, 1)),
         };
         Ok(Rendered { latents, log_probs, last: x, images })

@@ -168,9 +168,9 @@ impl Oracle {
         }
         ensure(settled, || format!("iteration {iteration} extended before it was settled"))?;
         let teaching = self.advantages(iteration);
-        let teaching = teaching.values().filter(|(llm, dit)| {
-            llm.iter().chain(dit.iter().flatten()).any(Option::is_some)
-        });
+        let teaching = teaching
+            .values()
+            .filter(|(llm, dit)| llm.iter().chain(dit.iter().flatten()).any(Option::is_some));
         let missing = spec.prompts_per_iteration.saturating_sub(teaching.count() as u32);
         let left = (spec.prompts_per_iteration + spec.extra_prompts).saturating_sub(count);
         ensure(trees == missing.min(left), || {

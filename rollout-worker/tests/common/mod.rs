@@ -106,6 +106,7 @@ pub fn sampling() -> Sampling {
             width: 32,
             height: 24,
         },
+        keep_last: false,
     }
 }
 

@@ -61,18 +61,20 @@ pub struct Batch {
     pub window: Window,
     /// This rank's trees.
     pub trees: Vec<LocalTree>,
-    /// Trained (leaf, step) pairs of all ranks.
+    /// Trained (leaf, step) pairs of all ranks; for DiffusionNFT (leaf, time).
     pub dit_terms: f64,
 }
 
 impl Batch {
-    /// Decodes this rank's artifacts to `device` and checks them against the step.
+    /// Decodes this rank's artifacts to `device` and checks them against the step. Each leaf adds
+    /// `terms_per_leaf` to the normaliser.
     ///
     /// # Errors
     /// [`TrainError`] naming the artifact that does not fit.
     pub fn decode(
         input: StepInput,
         (rank, world): (u32, u32),
+        terms_per_leaf: u32,
         device: Device,
     ) -> Result<Batch, TrainError> {
         let StepInput { step, files } = input;
@@ -87,7 +89,7 @@ impl Batch {
             gates: step.gates,
             window: step.window,
             trees,
-            dit_terms: leaves as f64 * f64::from(step.window.len),
+            dit_terms: leaves as f64 * f64::from(terms_per_leaf),
         })
     }
 }

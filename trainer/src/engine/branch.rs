@@ -21,6 +21,8 @@ pub struct Branch {
     settings: BranchSettings,
     optimiser: AdamW,
     gradient: Gradient,
+    /// Moving average of the trained tensors, where one is kept.
+    ema: Option<Tensors>,
 }
 
 /// The gradients of all micro-batches so far, fp32, in one piece of memory in name order; each
@@ -78,7 +80,9 @@ impl Branch {
         };
         let optimiser = AdamW::new(settings.adamw, &params)?;
         let gradient = Gradient::new(&params)?;
-        Ok(Branch { name, lora, params, settings, optimiser, gradient })
+        let copy = |(name, param): (&String, &Tensor)| (name.clone(), param.detach().copy());
+        let ema = (settings.ema > 0.0).then(|| params.iter().map(copy).collect());
+        Ok(Branch { name, lora, params, settings, optimiser, gradient, ema })
     }
 
     /// Optimiser steps taken.
@@ -145,6 +149,14 @@ impl Branch {
     /// libtorch refuses.
     pub fn step(&mut self) -> Result<(), TrainError> {
         self.optimiser.step(self.settings.lr, &self.params, &self.gradient.views)?;
+        if let Some(ema) = &self.ema {
+            let weight = 1.0 - self.settings.ema;
+            tch::no_grad(|| {
+                ema.iter().try_for_each(|(name, average)| {
+                    average.shallow_clone().f_lerp_(&self.params[name], weight).map(drop)
+                })
+            })?;
+        }
         self.clear();
         Ok(())
     }
@@ -165,7 +177,9 @@ impl Branch {
         let params = self.params.iter().map(|(n, t)| (self.param_key(n), t.detach()));
         let state = self.optimiser.state();
         let state = state.into_iter().map(|(n, t)| (format!("{}/adamw/{n}", self.name), t));
-        params.chain(state).collect()
+        let ema = self.ema.iter().flatten();
+        let ema = ema.map(|(n, t)| (format!("{}/ema/{n}", self.name), t.shallow_clone()));
+        params.chain(state).chain(ema).collect()
     }
 
     /// Takes over a state that [`state`](Self::state) gave.
@@ -178,13 +192,19 @@ impl Branch {
             Some((name.strip_prefix(&prefix)?.to_owned(), tensor.shallow_clone()))
         });
         self.optimiser.load(steps, &own.collect())?;
+        let take = |key: String, into: &Tensor| -> Result<(), TrainError> {
+            let saved = state.get(&key).filter(|saved| saved.size() == into.size());
+            let saved = saved.ok_or_else(|| {
+                TrainError::Checkpoint(format!("`{key}` is missing or has another shape"))
+            })?;
+            tch::no_grad(|| into.shallow_clone().f_copy_(saved))?;
+            Ok(())
+        };
         for (name, param) in &self.params {
-            let key = self.param_key(name);
-            let saved =
-                state.get(&key).filter(|saved| saved.size() == param.size()).ok_or_else(|| {
-                    TrainError::Checkpoint(format!("`{key}` is missing or has another shape"))
-                })?;
-            tch::no_grad(|| param.shallow_clone().f_copy_(saved))?;
+            take(self.param_key(name), param)?;
+        }
+        for (name, average) in self.ema.iter().flatten() {
+            take(format!("{}/ema/{name}", self.name), average)?;
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ const FORMAT: &str = "duet-checkpoint-1";
 /// # Errors
 /// libtorch refuses.
 pub fn shard(engine: &Engine, rank: u32, world: u32) -> Result<Vec<u8>, TrainError> {
-    let metadata: Metadata = [
+    let mut metadata: Metadata = [
         ("format", FORMAT.to_owned()),
         ("version", engine.version().to_string()),
         ("llm_steps", engine.llm.steps().to_string()),
@@ -25,6 +25,11 @@ pub fn shard(engine: &Engine, rank: u32, world: u32) -> Result<Vec<u8>, TrainErr
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .into();
+    // What the averages among the tensors are, for whoever exports them.
+    for branch in [&engine.llm, &engine.dit] {
+        let own = super::describe(branch).into_iter();
+        metadata.extend(own.map(|(key, value)| (format!("{}.{key}", branch.name), value)));
+    }
     let state: Tensors = engine.llm.state().into_iter().chain(engine.dit.state()).collect();
     Ok(encode(&stretch(&state, rank, world), &metadata)?)
 }

@@ -1,8 +1,8 @@
 //! The transformer's part of an update: one micro-batch for each sub-tree.
 
-use super::Engine;
 use super::batch::{Batch, LocalTrace};
 use super::tally::Tally;
+use super::{Before, Engine};
 use crate::error::TrainError;
 use duet_core::work::Window;
 use duet_models::artifact::RenderArtifact;
@@ -11,11 +11,7 @@ use duet_models::flow::FlowSchedule;
 use duet_models::loss::{DitBatch, dit_loss};
 use duet_models::pipeline::Pipeline;
 use duet_models::render::{Condition, RenderOptions, Replay, Sampler, replay};
-use std::collections::BTreeMap;
 use tch::Tensor;
-
-/// Means of each sub-tree's steps in the first update on a batch, for the later ones.
-pub type OldMeans = BTreeMap<(usize, usize), Vec<Tensor>>;
 
 /// Adds the gradients and metrics of this rank's sub-trees.
 ///
@@ -24,7 +20,7 @@ pub type OldMeans = BTreeMap<(usize, usize), Vec<Tensor>>;
 pub fn accumulate(
     engine: &mut Engine,
     batch: &Batch,
-    old_means: &mut OldMeans,
+    before: &mut Before,
     tally: &mut Tally,
 ) -> Result<(), TrainError> {
     for (t, tree) in batch.trees.iter().enumerate() {
@@ -41,7 +37,7 @@ pub fn accumulate(
             let inputs = DitBatch {
                 new: &new,
                 old: &render.log_probs,
-                old_means: old_means.get(&(t, j)).map(Vec::as_slice),
+                old_means: before.dit.get(&(t, j)).map(Vec::as_slice),
                 reference_means: reference.as_ref().map(|r| r.means.as_slice()),
                 advantages,
             };
@@ -53,7 +49,7 @@ pub fn accumulate(
             }
             if engine.settings.updates > 1 {
                 let means = || new.means.iter().map(Tensor::detach).collect();
-                old_means.entry((t, j)).or_insert_with(means);
+                before.dit.entry((t, j)).or_insert_with(means);
             }
             if !value.is_finite() {
                 tally.bad(format!("dit loss of {}", tree.id.subtree(j as u32)));

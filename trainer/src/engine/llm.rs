@@ -1,8 +1,8 @@
 //! The language model's part of an update: one micro-batch for each tree.
 
-use super::Engine;
 use super::batch::{Batch, LocalTree};
 use super::tally::Tally;
+use super::{Before, Engine};
 use crate::error::TrainError;
 use duet_models::lm::Lm;
 use duet_models::logprob::{TokenLogProbs, token_log_probs};
@@ -24,9 +24,10 @@ pub fn accumulate(
     engine: &mut Engine,
     batch: &Batch,
     totals: LlmTotals,
+    before: &mut Before,
     tally: &mut Tally,
 ) -> Result<(), TrainError> {
-    for tree in &batch.trees {
+    for (t, tree) in batch.trees.iter().enumerate() {
         if tree.traces.iter().all(|trace| trace.advantage.is_none()) {
             continue;
         }
@@ -35,13 +36,21 @@ pub fn accumulate(
         let new = token_log_probs(&engine.pipeline.lm, &prompt, &answers, temperature, true)?;
         let reference = engine
             .llm_reference(|lm| token_log_probs(lm, &prompt, &answers, temperature, false))?;
-        let old: Vec<&Tensor> = tree.traces.iter().map(|trace| &trace.think.log_probs).collect();
-        let old = Tensor::cat(&old, 0);
+        let sampled: Vec<&Tensor> =
+            tree.traces.iter().map(|trace| &trace.think.log_probs).collect();
+        let sampled = Tensor::cat(&sampled, 0);
+        // With importance sampling the ratio is measured from the policy that is trained, and the
+        // policy that sampled, which may be older, enters as a weight.
+        let corrected = engine.settings.llm_loss.importance_cap.is_some();
+        let old = match corrected {
+            true => before.llm.entry(t).or_insert_with(|| new.values.detach()).shallow_clone(),
+            false => sampled.shallow_clone(),
+        };
         let advantages: Vec<Option<f64>> = tree.traces.iter().map(|t| t.advantage).collect();
         let inputs = LlmBatch {
             new: &new,
             old: &old,
-            rollout: None,
+            rollout: corrected.then_some(&sampled),
             reference: reference.as_ref().map(|r: &TokenLogProbs| &r.values),
             advantages: &advantages,
         };

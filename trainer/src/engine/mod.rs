@@ -14,15 +14,15 @@ pub mod branch;
 pub mod checkpoint;
 mod dit;
 mod llm;
+mod nft;
 mod settings;
 mod tally;
 
-pub use settings::{BranchSettings, Settings};
+pub use settings::{BranchSettings, Nft, Settings};
 
 use crate::error::TrainError;
 use batch::{Batch, StepInput};
 use branch::Branch;
-use dit::OldMeans;
 use duet_core::work::Gates;
 use duet_core::{Digest, Purpose};
 use duet_models::ModelError;
@@ -35,6 +35,7 @@ use duet_torch::tensorfile::{Metadata, encode};
 use duet_torch::{Tensors, digest_tensors};
 use std::collections::BTreeMap;
 use tally::Tally;
+use tch::Tensor;
 
 /// Models and optimisers at one policy version.
 pub struct Engine {
@@ -46,6 +47,15 @@ pub struct Engine {
     llm_base: Option<Lm>,
     dit_base: Option<Dit>,
     version: u64,
+}
+
+/// What the policy at the first update on a batch gave, for the later ones.
+#[derive(Debug, Default)]
+pub(crate) struct Before {
+    /// Of each sub-tree (tree, trace): means of its window's steps, or velocities at its times.
+    dit: BTreeMap<(usize, usize), Vec<Tensor>>,
+    /// Of each tree: log-probabilities of its answers' tokens.
+    llm: BTreeMap<usize, Tensor>,
 }
 
 /// Published weights of one policy version, as files.
@@ -69,7 +79,7 @@ impl Engine {
         pipeline.dit.set_recompute(settings.recompute);
         let llm_copy = needs_copy(settings.llm_loss.kl.is_some(), &settings.llm);
         let llm_base = llm_copy.then(|| llm::copy(&pipeline.lm)).transpose()?;
-        let dit_copy = needs_copy(settings.dit_loss.kl.is_some(), &settings.dit);
+        let dit_copy = needs_copy(dit_penalty(&settings), &settings.dit);
         let dit_base = dit_copy.then(|| dit::copy(&pipeline.dit)).transpose()?;
         let seed = |branch| settings.seed.derive(Purpose::Weights, &[branch]);
         let llm = settings.llm.clone();
@@ -122,7 +132,9 @@ impl Engine {
         if !input.step.update {
             return Ok(BTreeMap::new());
         }
-        let batch = Batch::decode(input, (group.rank(), group.world()), self.pipeline.lm.device());
+        let per_leaf = self.settings.nft.map_or(input.step.window.len, |nft| nft.times);
+        let place = (group.rank(), group.world());
+        let batch = Batch::decode(input, place, per_leaf, self.pipeline.lm.device());
         let mut counts = Tally::default();
         match &batch {
             Ok(batch) => {
@@ -136,10 +148,10 @@ impl Engine {
         let batch = batch?;
         let totals =
             LlmTotals { tokens: counts.sums["tokens"], sequences: counts.sums["sequences"] };
-        let mut old_means = OldMeans::new();
+        let mut before = Before::default();
         let mut metrics = BTreeMap::new();
         for update in 0..self.settings.updates.max(1) {
-            let found = self.update(&batch, totals, &mut old_means, group)?;
+            let found = self.update(&batch, totals, &mut before, group)?;
             // What is watched is the last update; for ratios and clipping that is the telling one.
             metrics = found;
             metrics.insert("updates".to_owned(), f64::from(update + 1));
@@ -155,14 +167,14 @@ impl Engine {
         &mut self,
         batch: &Batch,
         totals: LlmTotals,
-        old_means: &mut OldMeans,
+        before: &mut Before,
         group: &dyn Collective,
     ) -> Result<BTreeMap<String, f64>, TrainError> {
         self.llm.clear();
         self.dit.clear();
         let open = Open::of(batch.gates, totals, batch.dit_terms);
         let mut tally = Tally::default();
-        let local = self.accumulate(batch, totals, old_means, open, &mut tally);
+        let local = self.accumulate(batch, totals, before, open, &mut tally);
         if let Err(error) = &local {
             tally.failed(error);
         }
@@ -192,15 +204,18 @@ impl Engine {
         &mut self,
         batch: &Batch,
         totals: LlmTotals,
-        old_means: &mut OldMeans,
+        before: &mut Before,
         open: Open,
         tally: &mut Tally,
     ) -> Result<(), TrainError> {
         if open.llm {
-            llm::accumulate(self, batch, totals, tally)?;
+            llm::accumulate(self, batch, totals, before, tally)?;
         }
         if open.dit {
-            dit::accumulate(self, batch, old_means, tally)?;
+            match self.settings.nft {
+                Some(nft) => nft::accumulate(self, nft, batch, before, tally)?,
+                None => dit::accumulate(self, batch, before, tally)?,
+            }
         }
         Ok(())
     }
@@ -224,7 +239,7 @@ impl Engine {
         &self,
         run: impl FnOnce(&Dit) -> Result<T, ModelError>,
     ) -> Result<Option<T>, TrainError> {
-        if self.settings.dit_loss.kl.is_none() {
+        if !dit_penalty(&self.settings) {
             return Ok(None);
         }
         let value = tch::no_grad(|| match (&self.dit.lora, &self.dit_base) {
@@ -251,6 +266,14 @@ impl Engine {
     }
 }
 
+/// Whether the transformer's loss measures from a reference.
+fn dit_penalty(settings: &Settings) -> bool {
+    match settings.nft {
+        Some(nft) => nft.loss.kl != 0.0,
+        None => settings.dit_loss.kl.is_some(),
+    }
+}
+
 /// Whether a penalty needs a model of its own to measure from: not where an adapter is switched off
 /// instead, nor where the model never moves.
 fn needs_copy(penalty: bool, branch: &BranchSettings) -> bool {
@@ -258,7 +281,7 @@ fn needs_copy(penalty: bool, branch: &BranchSettings) -> bool {
 }
 
 /// What a weights file says of itself.
-fn describe(branch: &Branch) -> Metadata {
+pub(crate) fn describe(branch: &Branch) -> Metadata {
     let mut metadata = Metadata::from([("format".to_owned(), "duet-weights-1".to_owned())]);
     let kind = if branch.lora.is_some() { "adapter" } else { "full" };
     metadata.insert("kind".to_owned(), kind.to_owned());

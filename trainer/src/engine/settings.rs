@@ -2,7 +2,7 @@
 
 use duet_core::Seed;
 use duet_models::lora::LoraConfig;
-use duet_models::loss::{DitLoss, LlmLoss};
+use duet_models::loss::{DitLoss, LlmLoss, NftLoss};
 use duet_models::pipeline::LoadOptions;
 use duet_models::render::RenderOptions;
 use duet_torch::optim::AdamWOptions;
@@ -17,8 +17,19 @@ pub struct BranchSettings {
     pub adamw: AdamWOptions,
     /// Train an adapter; `None`: all weights.
     pub lora: Option<LoraConfig>,
+    /// Decay of the moving average of the trained weights; zero: none.
+    pub ema: f64,
     /// Never trained in this run: no gradients, no optimiser.
     pub frozen: bool,
+}
+
+/// DiffusionNFT.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Nft {
+    /// The loss.
+    pub loss: NftLoss,
+    /// Times of the rollout's schedule that each image is noised at.
+    pub times: u32,
 }
 
 /// Everything the engine needs to know of a run.
@@ -40,8 +51,10 @@ pub struct Settings {
     pub llm_loss: LlmLoss,
     /// The transformer's optimiser.
     pub dit: BranchSettings,
-    /// The transformer's loss.
+    /// The transformer's loss on windows.
     pub dit_loss: DitLoss,
+    /// The transformer's loss on noised images, in place of that on windows.
+    pub nft: Option<Nft>,
     /// Gradients of each branch are scaled down to this L2 norm.
     pub max_grad_norm: f64,
     /// Optimiser steps on each iteration's trees.

@@ -129,19 +129,20 @@ pub fn settings(model: &Path) -> Settings {
         seed: Seed::root(7),
         temperature: 1.0,
         render: render_options(),
-        llm: BranchSettings { lr: 1e-3, adamw, lora: None, frozen: false },
+        llm: BranchSettings { lr: 1e-3, adamw, lora: None, ema: 0.0, frozen: false },
         llm_loss: LlmLoss {
             objective: LlmObjective::Ppo { clip_low: 0.2, clip_high: 0.28, dual: None },
             aggregation: Aggregation::TokenMean,
             kl: None,
             importance_cap: None,
         },
-        dit: BranchSettings { lr: 1e-3, adamw, lora: None, frozen: false },
+        dit: BranchSettings { lr: 1e-3, adamw, lora: None, ema: 0.0, frozen: false },
         dit_loss: DitLoss {
             objective: DitObjective::Clip { range: 1e-4 },
             advantage_clip: 5.0,
             kl: None,
         },
+        nft: None,
         max_grad_norm: 1.0,
         updates: 1,
         recompute: false,
@@ -191,6 +192,7 @@ fn tree(pipeline: &Pipeline, index: u32) -> (TrainTree, Vec<TraceFiles>) {
             latents: made.latents,
             log_probs: made.log_probs,
             images: made.images,
+            last: None,
             window_start: WINDOW.start,
         };
         let (think, render) = (think.encode().unwrap(), render.encode().unwrap());
@@ -242,6 +244,27 @@ impl Rollouts {
         let mine: Vec<_> = share(&step.trees, rank, world).map(|tree| tree.id.index).collect();
         let files = mine.into_iter().map(|index| self.files[index as usize].clone()).collect();
         StepInput { step, files }
+    }
+
+    /// As if the images had been sampled by the plain ODE, with their last latents stored.
+    pub fn end_without_window(&mut self) {
+        self.step.window = Window::default();
+        for (tree, files) in self.step.trees.iter_mut().zip(&mut self.files) {
+            for (trace, file) in tree.traces.iter_mut().zip(files) {
+                let Some(bytes) = file.render.take() else { continue };
+                let old = RenderArtifact::decode("render", bytes, tch::Device::Cpu).unwrap();
+                let bytes = RenderArtifact {
+                    last: Some(old.latents.select(1, i64::from(WINDOW.len)).contiguous()),
+                    latents: old.latents.narrow(1, 0, 0).contiguous(),
+                    log_probs: old.log_probs.narrow(1, 0, 0).contiguous(),
+                    images: old.images,
+                    window_start: 0,
+                };
+                let bytes = bytes.encode().unwrap();
+                trace.render = Some(reference(&format!("{}/nft", tree.id), &bytes));
+                file.render = Some(bytes);
+            }
+        }
     }
 
     /// The same with other gates.

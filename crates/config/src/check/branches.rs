@@ -3,7 +3,7 @@
 use super::Trained;
 use crate::error::Problems;
 use crate::raw::{Raw, Train};
-use crate::sections::{Branch, Dit, DitObjective, Llm, LlmObjective, Lora, Optimizer};
+use crate::sections::{Branch, Dit, DitKl, DitObjective, Llm, LlmObjective, Lora, Optimizer};
 
 /// `[llm]`
 pub(super) fn llm(raw: &Raw, trained: Trained, problems: &mut Problems) -> Llm {
@@ -77,15 +77,51 @@ pub(super) fn dit(raw: &Raw, trained: Trained, problems: &mut Problems) -> Dit {
         format!("is {}; it must be above 0", b.adv_clip)
     });
     divergence("dit.kl", b.kl, problems);
+    let steps = raw.rollout.steps;
+    let nft_times = if b.nft_times == 0 { steps.saturating_sub(1).max(1) } else { b.nft_times };
+    if b.objective == DitObjective::Nft {
+        nft(raw, problems);
+    }
     Dit {
         branch: Branch { optimizer, lora },
         objective: b.objective,
         clip_range: b.clip_range,
         dppo_limit: b.dppo_limit,
+        nft_beta: b.nft_beta,
+        nft_times,
         adv_clip: b.adv_clip,
         kl: b.kl,
         kl_kind: b.kl_kind,
     }
+}
+
+/// What `dit.objective = "nft"` asks of other sections.
+fn nft(raw: &Raw, problems: &mut Problems) {
+    let (b, r) = (&raw.dit, &raw.rollout);
+    problems.check(b.nft_beta.is_finite() && b.nft_beta > 0.0, "dit.nft_beta", || {
+        format!("is {}; it must be above 0 (1 and 0.1 are usual)", b.nft_beta)
+    });
+    problems.check(b.nft_times <= r.steps, "dit.nft_times", || {
+        format!("is {}, but rollout.steps is {}; lower it", b.nft_times, r.steps)
+    });
+    problems.check(r.guidance_scale == 1.0, "rollout.guidance_scale", || {
+        format!(
+            "is {}; dit.objective = \"nft\" regresses the velocity itself, so use 1 (no guidance)",
+            r.guidance_scale
+        )
+    });
+    problems.check(r.lag == 0, "rollout.lag", || {
+        format!(
+            "is {}; dit.objective = \"nft\" measures from the policy that sampled, which must be the \
+             one that is trained: use 0",
+            r.lag
+        )
+    });
+    problems.check(b.kl_kind == DitKl::Exact, "dit.kl_kind", || {
+        "belongs to objectives with a window; dit.objective = \"nft\" has a penalty of its own: take \
+         it out"
+            .to_owned()
+    });
 }
 
 fn divergence(key: &str, weight: f64, problems: &mut Problems) {

@@ -90,6 +90,9 @@ pub(super) fn trainer(raw: &Raw, problems: &mut Problems) {
     problems.check((1..=64).contains(&updates), "trainer.updates_per_rollout", || {
         format!("is {updates}; use 1 to 64")
     });
+    problems.check((0.0..1.0).contains(&trainer.ema), "trainer.ema", || {
+        format!("is {}; use 0 (none) or a decay below 1, such as 0.9", trainer.ema)
+    });
     problems
         .check(trainer.bucket_mib >= 1, "trainer.bucket_mib", || "is 0; use at least 1".to_owned());
     for (key, count) in

@@ -20,12 +20,8 @@ pub(crate) struct Trained {
 
 impl Trained {
     fn of(schedule: &Schedule) -> Trained {
-        match *schedule {
-            Schedule::Weights { llm, dit } => Trained { llm: llm > 0.0, dit: dit > 0.0 },
-            Schedule::Balanced | Schedule::Staged { .. } | Schedule::Alternating { .. } => {
-                Trained { llm: true, dit: true }
-            }
-        }
+        let (llm, dit) = schedule.trains();
+        Trained { llm, dit }
     }
 }
 
@@ -71,10 +67,12 @@ fn advantages(
     trained: Trained,
     problems: &mut Problems,
 ) -> (AdvantageSpec, AdvantageSpec) {
-    let LlmAdvantage { center, scale, ddof, eps, clip, min_group } = raw.advantage.llm;
-    let llm = AdvantageSpec { center, scale, ddof, eps, clip, min_group, group: GroupKey::Tree };
-    let DitAdvantage { center, scale, ddof, eps, clip, min_group, group } = raw.advantage.dit;
-    let dit = AdvantageSpec { center, scale, ddof, eps, clip, min_group, group };
+    let LlmAdvantage { center, scale, ddof, eps, clip, min_group, combine } = raw.advantage.llm;
+    let group = GroupKey::Tree;
+    let llm = AdvantageSpec { center, scale, ddof, eps, clip, min_group, group, combine };
+    let DitAdvantage { center, scale, ddof, eps, clip, min_group, combine, group } =
+        raw.advantage.dit;
+    let dit = AdvantageSpec { center, scale, ddof, eps, clip, min_group, group, combine };
     let images = match group {
         GroupKey::Trace => raw.rollout.images_per_trace,
         GroupKey::Tree => raw.rollout.images_per_trace.saturating_mul(raw.rollout.traces),

@@ -2,9 +2,9 @@
 
 use super::Trained;
 use crate::error::{Problems, did_you_mean};
-use crate::raw::{Failure, Raw};
+use crate::raw::{Failure, Overlong as RawOverlong, Raw};
 use crate::sections::{COMPONENTS, Reward, Scorer};
-use duet_core::reward::{FailurePolicy, Mix, RewardSpec};
+use duet_core::reward::{FailurePolicy, Mix, Overlong, RewardSpec, TraceShape};
 use std::collections::BTreeSet;
 
 /// `[reward]`
@@ -25,7 +25,43 @@ pub(super) fn reward(raw: &Raw, trained: Trained, problems: &mut Problems) -> Op
         llm,
         dit,
         failure,
+        shape: shape(raw, problems),
     })
+}
+
+/// What the form of an answer does.
+fn shape(raw: &Raw, problems: &mut Problems) -> TraceShape {
+    let (r, max) = (&raw.reward, raw.rollout.max_new_tokens);
+    let penalty = r.overlong == RawOverlong::Penalty;
+    for (key, given) in [
+        ("reward.overlong_soft", r.overlong_soft.is_some()),
+        ("reward.overlong_weight", r.overlong_weight.is_some()),
+    ] {
+        problems.check(!given || penalty, key, || {
+            "belongs to reward.overlong = \"penalty\": take it out".to_owned()
+        });
+    }
+    problems.check(!penalty || r.overlong_soft.is_some(), "reward.overlong_soft", || {
+        "must be given for reward.overlong = \"penalty\"".to_owned()
+    });
+    let soft = r.overlong_soft.unwrap_or(1);
+    problems.check((1..=max.max(1)).contains(&soft), "reward.overlong_soft", || {
+        format!("is {soft}; rollout.max_new_tokens is {max}, so use 1 to {max}")
+    });
+    let weight = r.overlong_weight.unwrap_or(1.0);
+    for (key, value) in
+        [("reward.overlong_weight", weight), ("reward.format_penalty", r.format_penalty)]
+    {
+        problems.check(value.is_finite() && value >= 0.0, key, || {
+            format!("is {value}; it must be 0 or more")
+        });
+    }
+    let overlong = match r.overlong {
+        RawOverlong::Keep => Overlong::Keep,
+        RawOverlong::Mask => Overlong::Mask,
+        RawOverlong::Penalty => Overlong::Penalty { soft, max, weight },
+    };
+    TraceShape { overlong, format_penalty: r.format_penalty }
 }
 
 /// What the scorers give.

@@ -2,10 +2,10 @@
 
 use super::Trained;
 use crate::error::Problems;
-use crate::raw::{Raw, ScheduleKind, WindowKind};
-use crate::sections::Sampler;
+use crate::raw::{Raw, ScheduleKind, Window, WindowKind};
+use crate::sections::{DitObjective, Sampler};
 use duet_core::advantage::GroupKey;
-use duet_core::schedule::{Schedule, WindowSpec};
+use duet_core::schedule::{CurvePoint, Schedule, WindowSpec};
 
 /// `[rollout]`
 pub(super) fn rollout(raw: &Raw, trained: Trained, problems: &mut Problems) {
@@ -40,9 +40,12 @@ pub(super) fn rollout(raw: &Raw, trained: Trained, problems: &mut Problems) {
     problems.check(r.lag < raw.run.iterations.max(1), "rollout.lag", || {
         format!("is {}, but there are only {} iterations; lower it", r.lag, raw.run.iterations)
     });
-    if trained.dit {
+    if trained.dit && raw.dit.objective != DitObjective::Nft {
         noise(raw, problems);
     }
+    problems.check(r.extra_prompts <= 65_536, "rollout.extra_prompts", || {
+        format!("is {}; use at most 65536", r.extra_prompts)
+    });
 }
 
 /// Groups that have somebody to be compared with.
@@ -90,14 +93,21 @@ pub(super) fn schedule(raw: &Raw, problems: &mut Problems) -> Option<Schedule> {
         ("dit_iterations", s.dit_iterations.is_some(), ScheduleKind::Alternating),
         ("llm_weight", s.llm_weight.is_some(), ScheduleKind::Weights),
         ("dit_weight", s.dit_weight.is_some(), ScheduleKind::Weights),
+        ("patience", s.patience.is_some(), ScheduleKind::Plateau),
+        ("at_most", s.at_most.is_some(), ScheduleKind::Plateau),
+        ("points", s.points.is_some(), ScheduleKind::Curve),
+        ("min_delta", s.min_delta.is_some(), ScheduleKind::Plateau),
+        ("smooth", s.smooth.is_some(), ScheduleKind::Plateau),
     ];
     let mut complete = true;
     for (key, given, kind) in keys {
+        let optional = matches!(key, "min_delta" | "smooth");
         let key = format!("schedule.{key}");
         problems.check(!given || kind == s.kind, &key, || {
             let (own, mine) = (kind.as_str(), s.kind.as_str());
             format!("belongs to schedule.kind = \"{own}\", but the kind is \"{mine}\": take it out")
         });
+        let given = given || optional;
         problems.check(given || kind != s.kind, &key, || {
             format!("must be given for schedule.kind = \"{}\"", kind.as_str())
         });
@@ -119,6 +129,8 @@ pub(super) fn schedule(raw: &Raw, problems: &mut Problems) -> Option<Schedule> {
             });
             Some(Schedule::Staged { switch_at })
         }
+        ScheduleKind::Plateau => Some(plateau(raw, problems)?),
+        ScheduleKind::Curve => Some(curve(s.points.as_deref()?, problems)),
         ScheduleKind::Alternating => {
             let (llm, dit) = (s.llm_iterations?, s.dit_iterations?);
             for (key, turn) in [("llm_iterations", llm), ("dit_iterations", dit)] {
@@ -145,9 +157,60 @@ pub(super) fn schedule(raw: &Raw, problems: &mut Problems) -> Option<Schedule> {
     }
 }
 
+fn plateau(raw: &Raw, problems: &mut Problems) -> Option<Schedule> {
+    let (s, last) = (&raw.schedule, raw.run.iterations);
+    let (patience, at_most) = (s.patience?, s.at_most?);
+    let (min_delta, smooth) = (s.min_delta.unwrap_or(0.0), s.smooth.unwrap_or(5));
+    for (key, value) in [("schedule.patience", patience), ("schedule.smooth", smooth)] {
+        problems.check(value >= 1, key, || "is 0; use 1 or more".to_owned());
+    }
+    problems.check(min_delta.is_finite() && min_delta >= 0.0, "schedule.min_delta", || {
+        format!("is {min_delta}; it must be 0 or more")
+    });
+    problems.check((1..last.max(2)).contains(&at_most), "schedule.at_most", || {
+        let most = last.saturating_sub(1).max(1);
+        format!(
+            "is {at_most}, but there are {last} iterations: the DiT phase might never come; use 1 to \
+             {most}"
+        )
+    });
+    Some(Schedule::Plateau { patience, min_delta, smooth, at_most })
+}
+
+fn curve(points: &[(u32, f64, f64)], problems: &mut Problems) -> Schedule {
+    let key = "schedule.points";
+    problems.check(!points.is_empty(), key, || {
+        "is empty; give at least one point, such as [0, 0.5, 0.5]".to_owned()
+    });
+    problems.check(points.windows(2).all(|pair| pair[0].0 < pair[1].0), key, || {
+        "must have ascending iterations".to_owned()
+    });
+    let good = |weight: f64| weight.is_finite() && weight >= 0.0;
+    problems.check(points.iter().all(|(_, llm, dit)| good(*llm) && good(*dit)), key, || {
+        "must have weights of 0 (closed) or more".to_owned()
+    });
+    problems.check(points.iter().any(|(_, llm, dit)| llm + dit > 0.0), key, || {
+        "are all 0: nothing would be trained; open a branch".to_owned()
+    });
+    let point = |(iteration, llm, dit): &(u32, f64, f64)| CurvePoint {
+        iteration: *iteration,
+        llm: *llm,
+        dit: *dit,
+    };
+    Schedule::Curve { points: points.iter().map(point).collect() }
+}
+
 /// `[window]`
 pub(super) fn window(raw: &Raw, trained: Trained, problems: &mut Problems) -> Option<WindowSpec> {
     let (w, steps) = (&raw.window, raw.rollout.steps);
+    if raw.dit.objective == DitObjective::Nft {
+        problems.check(*w == Window::default(), "window", || {
+            "has no meaning for dit.objective = \"nft\", which samples by the plain ODE: take the \
+             table out"
+                .to_owned()
+        });
+        return Some(WindowSpec::Fixed { start: 0, len: 0 });
+    }
     let keys = [
         ("len", w.len.is_some(), w.kind != WindowKind::All),
         ("start", w.start.is_some(), w.kind == WindowKind::Fixed),

@@ -37,12 +37,15 @@ pub fn judge(state: &State, spec: &RunSpec, iteration: u32) -> BTreeMap<TreeId, 
     let rewards: Vec<TreeRewards> = trees.iter().map(|(_, tree)| tree.rewards(spec)).collect();
 
     let by_component = |name: &str| -> Vec<TreeRewards> {
-        trees.iter().zip(&rewards).map(|((_, tree), whole)| tree.component(spec, whole, name)).collect()
+        trees
+            .iter()
+            .zip(&rewards)
+            .map(|((_, tree), whole)| tree.component(spec, whole, name))
+            .collect()
     };
 
-    let llm_groups = |rewards: &[TreeRewards]| -> Groups {
-        rewards.iter().map(|r| r.llm.clone()).collect()
-    };
+    let llm_groups =
+        |rewards: &[TreeRewards]| -> Groups { rewards.iter().map(|r| r.llm.clone()).collect() };
     let llm = gated(gates.llm, &llm_groups(&rewards), || {
         compare(&spec.llm_advantage, &spec.reward.llm, &rewards, llm_groups, by_component)
     });

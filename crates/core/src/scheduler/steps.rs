@@ -99,8 +99,11 @@ impl Scheduler {
         } else {
             Vec::new()
         };
-        let gates =
-            if update { self.state.gates(&self.spec, iteration) } else { Gates { llm: 0.0, dit: 0.0 } };
+        let gates = if update {
+            self.state.gates(&self.spec, iteration)
+        } else {
+            Gates { llm: 0.0, dit: 0.0 }
+        };
         let step = Step {
             epoch: self.state.epoch,
             iteration,
