@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use duet_miniworld::WorldError;
-use duet_miniworld::bootstrap::{Notice, Profile, run as make};
+use duet_miniworld::bootstrap::{Notice, Profile, Stage, run_to};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -18,6 +18,9 @@ pub struct BootstrapArgs {
     /// How much work goes into it.
     #[arg(long, value_enum, default_value_t = Effort::Demo)]
     pub profile: Effort,
+    /// Stop after pre-training: the base model that SFT starts from.
+    #[arg(long)]
+    pub without_sft: bool,
 }
 
 /// The profiles, as they are written on the command line.
@@ -47,7 +50,8 @@ pub fn run(args: &BootstrapArgs) -> Result<(), WorldError> {
             eprintln!("{seconds:6.1}s  {phase:<15} {step:>5}/{steps}  loss {loss:.4}");
         }
     };
-    let manifest = make(&args.out, args.seed, profile, &say)?;
+    let stage = if args.without_sft { Stage::Pretrained } else { Stage::Sft };
+    let manifest = run_to(&args.out, (args.seed, profile, stage), &say)?;
     let measured = manifest.measured;
     eprintln!(
         "{:6.1}s  {}: traces right {:.2}, images right {:.2} (scorer {:.2}, judge {:.2}); content {}",

@@ -12,6 +12,7 @@ pub mod failure;
 pub mod rank;
 pub mod run;
 pub mod serve;
+pub mod sft;
 pub mod translate;
 
 pub use error::TrainError;

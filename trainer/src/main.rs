@@ -7,6 +7,7 @@ use duet_trainer::args::RunArgs;
 use duet_trainer::bootstrap::{self, BootstrapArgs};
 use duet_trainer::failure::Failure;
 use duet_trainer::run;
+use duet_trainer::sft::{self, SftArgs};
 use std::process::ExitCode;
 
 /// Trains: a data-parallel rank of a run, or the small world's base model.
@@ -23,6 +24,8 @@ struct Cli {
 enum Command {
     /// Work for a run until its coordinator says that it is over.
     Run(RunArgs),
+    /// Fine-tune the language model on worked examples, as one rank of several.
+    Sft(SftArgs),
     /// Make the small world's base model, prompts, scorers and judge.
     Bootstrap(BootstrapArgs),
 }
@@ -51,6 +54,10 @@ fn carry_out(command: &Command) -> Result<(), Failure> {
         Command::Run(args) => {
             telemetry::init(&args.id);
             run::run(args)
+        }
+        Command::Sft(args) => {
+            telemetry::init(&format!("sft-{}", args.rank));
+            sft::run(args)
         }
         Command::Bootstrap(args) => Ok(bootstrap::run(args)?),
     }

@@ -37,7 +37,8 @@ pub fn settings(config: &Config) -> Settings {
     }
 }
 
-fn load(config: &Config) -> LoadOptions {
+/// Where and as what the models are loaded.
+pub(crate) fn load(config: &Config) -> LoadOptions {
     let kind = match config.model.dtype {
         Dtype::Float32 => Kind::Float,
         Dtype::Bfloat16 => Kind::BFloat16,

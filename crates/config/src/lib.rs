@@ -17,6 +17,7 @@ mod processes;
 pub mod prompts;
 mod raw;
 mod sections;
+mod sft;
 mod spec;
 
 pub use error::{ConfigError, Problem};
@@ -29,4 +30,5 @@ pub use sections::{
     DitObjective, Dtype, Evaluation, HttpScorer, KlEstimator, Llm, LlmObjective, Lora, Model,
     Optimizer, Reward, Rollout, Run, Sampler, Scorer, Security, Tls, Trainer, Workers,
 };
+pub use sft::Sft;
 pub use spec::Config;

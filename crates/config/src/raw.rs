@@ -5,6 +5,7 @@ use crate::sections::{
     KlEstimator, LlmObjective, Lora, Model, RawMix, Rollout, Run, Scorer, Security, Trainer,
     Workers,
 };
+use crate::sft::Sft;
 use duet_core::advantage::{AdvantageSpec, Center, Combine, GroupKey, Scale};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,9 @@ pub struct Raw {
     pub checkpoint: Checkpoint,
     pub security: Security,
     pub evaluation: Evaluation,
+    /// `[sft]`. Default: none, reinforcement learning starts from the model as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sft: Option<Sft>,
 }
 
 /// Where the window lies.

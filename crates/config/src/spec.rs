@@ -8,6 +8,7 @@ use crate::sections::{
     Bootstrap, Checkpoint, Coordinator, Data, Dit, Evaluation, Llm, Model, Reward, Rollout, Run,
     Security, Trainer, Workers,
 };
+use crate::sft::Sft;
 use crate::{digest, prompts};
 use duet_core::advantage::AdvantageSpec;
 use duet_core::reward::RewardSpec;
@@ -56,6 +57,8 @@ pub struct Config {
     pub security: Security,
     /// `[evaluation]`
     pub evaluation: Evaluation,
+    /// `[sft]`
+    pub sft: Option<Sft>,
 }
 
 impl Config {
@@ -167,6 +170,17 @@ impl Config {
             bootstrapped.then(|| self.model_path().join("miniworld/prompts-test.jsonl"))
         };
         self.evaluation.prompts.clone().or_else(own)
+    }
+
+    /// The file of worked examples, if there is an `[sft]` stage.
+    pub fn sft_data_path(&self) -> Option<PathBuf> {
+        let own = || self.model_path().join("miniworld/sft.jsonl");
+        self.sft.as_ref().map(|sft| sft.data.clone().unwrap_or_else(own))
+    }
+
+    /// The folder of the `[sft]` stage: checkpoints, logs, its result in `model/`.
+    pub fn sft_folder(&self) -> PathBuf {
+        self.local_folder().join("sft")
     }
 
     /// Where everything durable lies: a folder or a URL.

@@ -63,6 +63,7 @@ pub struct Library {
     by_category: Vec<Vec<usize>>,
     colours: Vec<ColourItem>,
     words: Vec<String>,
+    formed: f64,
     seed: Seed,
     draw: u64,
 }
@@ -73,8 +74,9 @@ const OPENINGS: [&str; 4] = ["about", "on", "think of", "tell of"];
 const JOINTS: [&str; 4] = [" and", " with", ",", ", and"];
 
 impl Library {
-    /// A library whose order of documents is a function of the seed.
-    pub fn new(seed: &Seed) -> Library {
+    /// A library whose order of documents is a function of the seed. The share `formed` of the
+    /// answers that could do so ends with a refined prompt.
+    pub fn new(seed: &Seed, formed: f64) -> Library {
         let numbers = number_items();
         let of = |category: &Category| {
             let all = numbers.iter().enumerate();
@@ -85,6 +87,7 @@ impl Library {
             words: words(),
             numbers,
             colours: colour_items(),
+            formed,
             seed: seed.derive(Purpose::Data, &[10]),
             draw: 0,
         }
@@ -94,6 +97,11 @@ impl Library {
         let at = (self.seed.uniform(self.draw) * count as f64) as usize;
         self.draw += 1;
         at
+    }
+
+    fn chance(&mut self, share: f64) -> bool {
+        self.draw += 1;
+        self.seed.uniform(self.draw - 1) < share
     }
 
     /// The next document.
@@ -137,6 +145,8 @@ impl Library {
         let (opening, joint) = (self.below(OPENINGS.len()), self.below(JOINTS.len()));
         let (placed, place) = (self.below(10) < 6, self.below(PLACES.len()));
         let chat = self.below(10) < 4;
+        // No draw where there is no share: other documents stay what they are.
+        let formed = self.formed > 0.0 && chat && placed && self.chance(self.formed);
         let (number, colour) = (&self.numbers[number], &self.colours[colour]);
         let at = if placed { format!(", at the {}", PLACES[place]) } else { String::new() };
         let topic = format!(
@@ -145,6 +155,11 @@ impl Library {
         );
         let known = format!("{} {}", number.knowledge, colour.knowledge);
         match (chat, placed) {
+            (true, _) if formed => {
+                let short = caption(number.value, colour.colour, place as u8);
+                let told = format!("recall that {known}\nRevised Prompt:\n{short}");
+                Document { given: topic, told, chat }
+            }
             (true, _) => Document { given: topic, told: format!("recall that {known}"), chat },
             (false, false) => {
                 Document { given: format!("{topic} :"), told: format!(" {known}"), chat }

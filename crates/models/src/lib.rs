@@ -25,6 +25,7 @@ pub mod params;
 pub mod pipeline;
 pub mod render;
 pub mod sde;
+pub mod sft;
 pub mod template;
 pub mod tokenizer;
 pub mod vae;

@@ -166,6 +166,11 @@ impl Branch {
         let _ = self.gradient.flat.zero_();
     }
 
+    /// Sets the learning rate of the steps to come.
+    pub fn set_lr(&mut self, lr: f64) {
+        self.settings.lr = lr;
+    }
+
     /// Learning rate.
     pub fn lr(&self) -> f64 {
         self.settings.lr

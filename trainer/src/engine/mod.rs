@@ -16,7 +16,7 @@ mod dit;
 mod llm;
 mod nft;
 mod settings;
-mod tally;
+pub(crate) mod tally;
 
 pub use settings::{BranchSettings, Nft, Settings};
 

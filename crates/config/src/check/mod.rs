@@ -40,6 +40,9 @@ pub(crate) fn config(raw: Raw, problems: &mut Problems) -> Option<Config> {
     cluster::trainer(&raw, problems);
     cluster::coordinator(&raw, problems);
     cluster::security(&raw, problems);
+    if let Some(sft) = &raw.sft {
+        sft.check(raw.model.bootstrap.is_some(), raw.trainer.world_size, problems);
+    }
     Some(Config {
         run: raw.run.clone(),
         model: raw.model.clone(),
@@ -58,6 +61,7 @@ pub(crate) fn config(raw: Raw, problems: &mut Problems) -> Option<Config> {
         checkpoint: raw.checkpoint.clone(),
         security: raw.security.clone(),
         evaluation: raw.evaluation.clone(),
+        sft: raw.sft.clone(),
         raw,
     })
 }

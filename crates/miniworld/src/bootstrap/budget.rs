@@ -19,6 +19,9 @@ pub enum Profile {
 pub struct Budget {
     /// Language-model pre-training; its batch counts documents.
     pub pretrain: Plan,
+    /// Share of the pre-training answers that end with a refined prompt, as some of what a published
+    /// instruction model has read does.
+    pub formed: f64,
     /// Supervised fine-tuning.
     pub sft: Plan,
     /// Worked examples for it.
@@ -56,6 +59,7 @@ impl Profile {
         };
         Budget {
             pretrain: plan("language model", 1500, 30, 24, 5e-3),
+            formed: 0.0,
             sft: plan("sft", 200, 10, 24, 1.5e-3),
             examples: 1024,
             teacher: Teacher { hasty: 0.5, digit_skill: 0.3, colour_skill: 0.5 },

@@ -88,7 +88,7 @@ pub fn train(
     progress: &dyn Progress,
 ) -> Result<(Lm, Vec<Example>)> {
     let lm = fresh(config(tokenizer), seed)?;
-    pretrain(&lm, tokenizer, budget.pretrain, seed, progress)?;
+    pretrain(&lm, tokenizer, (budget.pretrain, budget.formed), seed, progress)?;
     let examples = examples(&budget.teacher, seed, budget.examples);
     imitate(&lm, tokenizer, &examples, budget.sft, seed, progress)?;
     Ok((lm, examples))
@@ -98,11 +98,11 @@ pub fn train(
 fn pretrain(
     lm: &Lm,
     tokenizer: &Tokenizer,
-    plan: Plan,
+    (plan, formed): (Plan, f64),
     seed: &Seed,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let mut reader = Reader::new(tokenizer, seed)?;
+    let mut reader = Reader::new(tokenizer, seed, formed)?;
     let mut learner = Learner::new(lm.params().to_map(), plan)?;
     for step in 0..plan.steps {
         let batch = (0..plan.batch).map(|_| reader.row()).collect::<Result<Vec<_>>>()?;
@@ -121,9 +121,9 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(tokenizer: &'a Tokenizer, seed: &Seed) -> Result<Reader<'a>> {
+    fn new(tokenizer: &'a Tokenizer, seed: &Seed, formed: f64) -> Result<Reader<'a>> {
         let template = ThinkTemplate::new(INSTRUCTION, tokenizer.chat_template())?;
-        Ok(Reader { library: Library::new(seed), tokenizer, template })
+        Ok(Reader { library: Library::new(seed, formed), tokenizer, template })
     }
 
     fn row(&mut self) -> Result<Row> {
@@ -166,7 +166,7 @@ fn imitate(
         .iter()
         .map(|example| tokens_of(tokenizer, &template, example))
         .collect::<Result<Vec<_>>>()?;
-    let mut reader = Reader::new(tokenizer, &seed.derive(Purpose::Data, &[14]))?;
+    let mut reader = Reader::new(tokenizer, &seed.derive(Purpose::Data, &[14]), 0.0)?;
     let rehearsed = (plan.batch as f64 * REHEARSED) as usize;
     let mut learner = Learner::new(lm.params().to_map(), plan)?;
     let mut order: Vec<usize> = Vec::new();

@@ -40,6 +40,23 @@ pub struct Measured {
     pub render_accuracy: f64,
 }
 
+/// How far a base model was taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Pre-trained only: the worked examples lie beside it, unused.
+    Pretrained,
+    /// Fine-tuned on the worked examples.
+    #[default]
+    Sft,
+}
+
+impl Stage {
+    fn is_default(&self) -> bool {
+        *self == Stage::default()
+    }
+}
+
 /// A finished base model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -47,6 +64,9 @@ pub struct Manifest {
     pub seed: u64,
     /// How much work went into it.
     pub profile: Profile,
+    /// How far it was taken.
+    #[serde(default, skip_serializing_if = "Stage::is_default")]
+    pub stage: Stage,
     /// BLAKE3 of the recipe (the program text that decides what is made).
     pub recipe: String,
     /// BLAKE3 over every other file of the folder, in name order.
@@ -56,16 +76,19 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// The manifest of `folder` if it holds, whole, what this seed, profile and recipe make.
+    /// The manifest of `folder` if it holds, whole, what this seed, profile, stage and recipe make.
     ///
     /// # Errors
     /// The folder holds something that is not a base model of the small world.
-    pub(super) fn of(folder: &Path, seed: u64, profile: Profile) -> Result<Option<Manifest>> {
+    pub(super) fn of(
+        folder: &Path,
+        (seed, profile, stage): (u64, Profile, Stage),
+    ) -> Result<Option<Manifest>> {
         let Some(manifest) = Manifest::read(folder)? else {
             return Ok(None);
         };
-        let same =
-            manifest.seed == seed && manifest.profile == profile && manifest.recipe == recipe();
+        let same = (manifest.seed, manifest.profile, manifest.stage) == (seed, profile, stage)
+            && manifest.recipe == recipe();
         Ok((same && manifest.content == content(folder)?).then_some(manifest))
     }
 
@@ -98,12 +121,11 @@ impl Manifest {
 
     pub(super) fn write(
         folder: &Path,
-        seed: u64,
-        profile: Profile,
+        (seed, profile, stage): (u64, Profile, Stage),
         measured: Measured,
     ) -> Result<Manifest> {
         let content = content(folder)?;
-        let manifest = Manifest { seed, profile, recipe: recipe(), content, measured };
+        let manifest = Manifest { seed, profile, stage, recipe: recipe(), content, measured };
         let path = folder.join(NAME);
         let text = serde_json::to_string_pretty(&manifest).unwrap_or_default() + "\n";
         std::fs::write(&path, text).map_err(|error| WorldError::io(&path, error))?;

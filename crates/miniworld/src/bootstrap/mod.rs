@@ -16,7 +16,7 @@ mod transformer;
 pub use budget::{Budget, Profile};
 pub use drawing::{dit_config, flow_config, vae_config};
 pub use language::{INSTRUCTION, config as lm_config, tokenizer, train as train_language};
-pub use manifest::{Manifest, Measured};
+pub use manifest::{Manifest, Measured, Stage};
 pub use transformer::transformer as train_transformer;
 
 use crate::corpus::Example;
@@ -64,6 +64,10 @@ impl<F: Fn(Notice) + Sync> Progress for F {
     }
 }
 
+/// Share of the answers read in pre-training that end with a refined prompt, where no SFT follows:
+/// a base that is asked to think does it now and then, as a published instruction model does.
+const FORMED: f64 = 0.3;
+
 /// Longest answer of the small world's language model.
 pub const MAX_NEW_TOKENS: usize = 48;
 /// Denoising steps that images are sampled with.
@@ -87,13 +91,31 @@ struct World {
 /// # Errors
 /// `out` holds something else, the system refuses, or training fails.
 pub fn run(out: &Path, seed: u64, profile: Profile, progress: &dyn Progress) -> Result<Manifest> {
-    if let Some(manifest) = Manifest::of(out, seed, profile)? {
+    run_to(out, (seed, profile, Stage::Sft), progress)
+}
+
+/// As [`run`], up to a stage. With [`Stage::Pretrained`] the language model has never seen a worked
+/// example, and the transformer is trained on that model's states: the base that SFT starts from.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_to(
+    out: &Path,
+    what: (u64, Profile, Stage),
+    progress: &dyn Progress,
+) -> Result<Manifest> {
+    let (seed, profile, stage) = what;
+    if let Some(manifest) = Manifest::of(out, what)? {
         return Ok(manifest);
     }
-    let world = make(&profile.budget(), &Seed::root(seed), progress)?;
+    let mut budget = profile.budget();
+    if stage == Stage::Pretrained {
+        (budget.sft.steps, budget.formed) = (0, FORMED);
+    }
+    let world = make(&budget, &Seed::root(seed), progress)?;
     let part = part_of(out)?;
     let _ = std::fs::remove_dir_all(&part);
-    let made = write(&world, &part, seed, profile).and_then(|manifest| {
+    let made = write(&world, &part, what).and_then(|manifest| {
         manifest::replace(&part, out)?;
         Ok(manifest)
     });
@@ -164,7 +186,7 @@ fn images(
     Ok((vae, mse, scorers, recognised, criticised))
 }
 
-fn write(world: &World, folder: &Path, seed: u64, profile: Profile) -> Result<Manifest> {
+fn write(world: &World, folder: &Path, what: (u64, Profile, Stage)) -> Result<Manifest> {
     let side = SIDE as i64;
     let own = folder.join("miniworld");
     std::fs::create_dir_all(&own).map_err(|error| WorldError::io(&own, error))?;
@@ -188,7 +210,7 @@ fn write(world: &World, folder: &Path, seed: u64, profile: Profile) -> Result<Ma
     }
     lines(&own.join("sft.jsonl"), world.examples.iter())?;
     world.pipeline.save(folder)?;
-    Manifest::write(folder, seed, profile, world.measured)
+    Manifest::write(folder, what, world.measured)
 }
 
 /// A line of a prompt file.

@@ -201,6 +201,33 @@ impl Lm {
         rms_norm(&x, &self.norm, self.config.rms_norm_eps)
     }
 
+    /// Last hidden states of several texts that lie one behind the other in one row: tokens `[T]`,
+    /// `lengths` adding up to T, to `[T, D]`. Each text has positions of its own and sees itself
+    /// alone, as if it were computed by itself.
+    pub fn hidden_packed(&self, tokens: &Tensor, lengths: &[i64]) -> Tensor {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let whole = self.rope.range(0, longest);
+        let lay = |table: &Tensor| {
+            let parts: Vec<Tensor> = lengths.iter().map(|n| table.narrow(0, 0, *n)).collect();
+            Tensor::cat(&parts, 0)
+        };
+        let rotation = Rotation { cos: lay(&whole.cos), sin: lay(&whole.sin) };
+        // One text needs no mask: causality is enough, and has a faster kernel.
+        let allowed = (lengths.len() > 1).then(|| {
+            let device = tokens.device();
+            let blocks: Vec<Tensor> = lengths
+                .iter()
+                .map(|n| Tensor::ones([*n, *n], (Kind::Bool, device)).tril(0))
+                .collect();
+            Tensor::block_diag(&blocks).to_kind(Kind::Bool).unsqueeze(0).unsqueeze(0)
+        });
+        let mut x = self.embed(&tokens.unsqueeze(0));
+        for layer in &self.layers {
+            x = layer.forward(&x, &rotation, allowed.as_ref());
+        }
+        rms_norm(&x.squeeze_dim(0), &self.norm, self.config.rms_norm_eps)
+    }
+
     /// Logits of hidden states, in the model's dtype: `[.., D]` to `[.., V]`.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         self.head.forward(hidden)

@@ -3,6 +3,7 @@
 //! generation config) is carried through to the next folder untouched.
 
 mod files;
+mod publish;
 mod vision;
 
 pub(crate) use files::{read_json, read_text, write_json};
