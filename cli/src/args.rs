@@ -18,7 +18,9 @@ pub enum Command {
     /// Make the small base model, measure it, train it, measure it again, and show the difference.
     Demo(DemoArgs),
     /// Start a coordinator and local workers, and show how the run goes.
-    Launch(LaunchArgs),
+    Launch(LaunchWithSftArgs),
+    /// Fine-tune the language model on worked examples.
+    Sft(LaunchArgs),
     /// Show a run.
     Status(StatusArgs),
     /// Give out no new work until `resume`.
@@ -32,9 +34,11 @@ pub enum Command {
     /// Think, refine and draw one prompt (passes its arguments to the rollout worker).
     #[command(disable_help_flag = true)]
     Sample(PassedArgs),
-    /// Draw and judge a file of prompts (passes its arguments to the rollout worker).
-    #[command(disable_help_flag = true)]
-    Eval(PassedArgs),
+    /// Draw a suite of prompts, have the images scored, and add up by category.
+    Eval(EvalArgs),
+    /// Repeat an experiment of the paper in the small world.
+    #[command(subcommand)]
+    Experiment(Experiment),
     /// Check a configuration and print it in full.
     Config(ConfigArgs),
     /// Find out what something can be trusted with.
@@ -71,6 +75,17 @@ pub struct LaunchArgs {
     /// Go on with the run that is in the store.
     #[arg(long)]
     pub resume: bool,
+}
+
+/// `launch` with what it alone has.
+#[derive(Clone, Debug, Args)]
+pub struct LaunchWithSftArgs {
+    /// As `sft`.
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+    /// Leave the `[sft]` stage out: the model has been through it.
+    #[arg(long)]
+    pub skip_sft: bool,
 }
 
 /// `demo`.
@@ -125,6 +140,85 @@ pub struct DrainArgs {
     /// Which coordinator.
     #[command(flatten)]
     pub address: AddressArgs,
+}
+
+/// `eval`.
+#[derive(Clone, Debug, Args)]
+pub struct EvalArgs {
+    /// Pipeline folder.
+    pub model: PathBuf,
+    /// A file of the suite: WISE's or T2I-ReasonBench's own JSON, or a prompt file; may be repeated.
+    #[arg(long, required = true, value_name = "FILE")]
+    pub suite: Vec<PathBuf>,
+    /// What the files are, where their contents do not tell.
+    #[arg(long)]
+    pub format: Option<crate::suite::Format>,
+    /// T2I-ReasonBench's questions to a file of prompts, for the scorer; may be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub questions: Vec<PathBuf>,
+    /// Where everything goes. Default: `runs/eval/MODEL-SUITE`.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// A configuration whose [reward] says who scores. Default: the small world's scorers, where the
+    /// model has them.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Overrides a key of it, as `section.key=value`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    pub set: Vec<String>,
+    /// Folder with the small world's scorers, where it is not the model's own.
+    #[arg(long)]
+    pub scorers: Option<PathBuf>,
+    /// Which component plays a part in the suite's score, as `consistency=semantic`; may be repeated.
+    #[arg(long, value_name = "ROLE=COMPONENT")]
+    pub role: Vec<String>,
+    /// Images of each prompt.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub images_per_prompt: u32,
+    /// Only the first prompts.
+    #[arg(long)]
+    pub limit: Option<usize>,
+    /// Seed of all noise.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Score the images that are there again, without making any.
+    #[arg(long)]
+    pub rescore: bool,
+    /// How to sample, after `--`: `-- --steps 20 --no-think` (`duet sample --help` lists it).
+    #[arg(last = true)]
+    pub sampling: Vec<String>,
+}
+
+/// `experiment`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Experiment {
+    /// The rows of the paper's tables 1, 4 and 5: base, thinking, SFT, GRPO in its variants.
+    Paper(PaperArgs),
+}
+
+/// `experiment paper`.
+#[derive(Clone, Debug, Args)]
+pub struct PaperArgs {
+    /// How many seeds, from 1.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=32))]
+    pub seeds: u32,
+    /// Only these rows; may be repeated. Default: all.
+    #[arg(long, value_name = "ROW")]
+    pub row: Vec<String>,
+    /// The form that tests run: hardly trained models, one seed, three iterations.
+    #[arg(long)]
+    pub small: bool,
+    /// The configuration of the reinforcement learning.
+    #[arg(long, default_value = "configs/experiment-paper.toml")]
+    pub config: PathBuf,
+    /// Where runs go. What is finished there is not done again.
+    /// Default: `runs/paper`.
+    #[arg(long)]
+    pub folder: Option<PathBuf>,
+    /// Where the table, the curves and the raw numbers go.
+    /// Default: `docs/results`; of the small form, `results` beside its runs.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
 }
 
 /// Arguments for another program.

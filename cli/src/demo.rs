@@ -7,19 +7,15 @@
 
 use crate::CliError;
 use crate::args::{ConfigArgs, DemoArgs, LaunchArgs};
-use crate::children::{Logged, Memory, program};
+use crate::children::Memory;
 use crate::launch::{self, Outcome};
+use crate::phase::Phase;
 use crate::report::{self, Facts, Places, Summary};
-use crate::show::{bold, dim, span};
+use crate::show::{bold, dim};
 use duet_config::Config;
-use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-/// How often the last line of a phase's log is shown.
-const LOOK: Duration = Duration::from_millis(200);
 /// Where seconds of finished phases are kept, so that a resumed demo can add them up.
 const PHASES: &str = "phases.json";
 
@@ -39,7 +35,7 @@ pub async fn run(args: DemoArgs) -> Result<u8, CliError> {
         launch::farewell(&outcome, &demo.again());
         return Ok(0);
     }
-    demo.export(&config).await?;
+    demo.export().await?;
     demo.evaluate("after", &demo.folder.join("model"), &mut phases).await?;
     let summary = demo.report(&config, &outcome, &phases).await?;
     println!("{}", report::table(&summary));
@@ -189,39 +185,12 @@ impl Demo {
 
     /// Writes the trained pipeline folder.
     async fn export(&self, config: &Config) -> Result<(), CliError> {
-        let manifest = self.newest().await?;
-        let key = |artifact: &Option<duet_core::ArtifactRef>| {
-            artifact.as_ref().map(|a| self.folder.join(&a.key).display().to_string())
-        };
-        let (base, out) =
-            (self.base.display().to_string(), self.folder.join("model").display().to_string());
-        let mut args =
-            vec!["export".to_owned(), "--model".to_owned(), base, "--out".to_owned(), out];
-        if config.trainer.ema > 0.0 {
-            for shard in manifest.shards.iter().flatten() {
-                let shard = self.folder.join(&shard.key).display().to_string();
-                args.extend(["--average".to_owned(), shard]);
-            }
-        } else {
-            if let Some(llm) = key(&manifest.weights.llm) {
-                args.extend(["--llm-weights".to_owned(), llm]);
-            }
-            if let Some(dit) = key(&manifest.weights.dit) {
-                args.extend(["--dit-weights".to_owned(), dit]);
-            }
-        }
-        self.child("export", "duet-rollout-worker", "trained pipeline folder", &args)
-            .await
-            .map(drop)
-    }
-
-    async fn newest(&self) -> Result<duet_store::Manifest, CliError> {
-        let usage = |e: duet_store::StoreError| CliError::Usage(e.to_string());
-        let store = duet_store::Store::open(&self.folder.display().to_string()).map_err(usage)?;
-        let newest = store.checkpoints().newest().await.map_err(usage)?;
-        newest.ok_or_else(|| {
-            CliError::Usage(format!("{} holds no checkpoint", self.folder.display()))
-        })
+        let manifest = launch::newest(&self.folder).await?;
+        let out = self.folder.join("model");
+        let average = config.trainer.ema > 0.0;
+        let args = launch::export_args(&self.folder, &self.base, &out, &manifest, average);
+        let what = "trained pipeline folder";
+        self.child("export", "duet-rollout-worker", what, &args).await.map(drop)
     }
 
     async fn report(
@@ -236,7 +205,7 @@ impl Demo {
             before: self.folder.join("before"),
             after: self.folder.join("after"),
         };
-        let manifest = self.newest().await?;
+        let manifest = launch::newest(&self.folder).await?;
         let train = phases.get("train").copied().unwrap_or(outcome.seconds);
         let workers = [
             ("coordinator", 1),
@@ -274,50 +243,14 @@ impl Demo {
         what: &str,
         args: &[S],
     ) -> Result<f64, CliError> {
-        let started = Instant::now();
         let log = self.folder.join("logs").join(format!("{name}.log"));
-        let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
-        let mut child = Logged::start(name, &program(binary)?, &args, log.clone(), &self.memory)?;
-        let bar = spinner(what);
-        let status = loop {
-            tokio::select! {
-                status = child.wait() => break status?,
-                () = tokio::time::sleep(LOOK) => bar.set_message(last_line(&log)),
-                _ = tokio::signal::ctrl_c() => {
-                    bar.finish_and_clear();
-                    return Err(CliError::Usage(format!("interrupted while making: {what}; go on with: {}", self.again())));
-                }
-            }
-        };
-        bar.finish_and_clear();
-        if !status.success() {
-            return Err(child.failure(status));
-        }
-        let seconds = started.elapsed().as_secs_f64();
-        eprintln!("{} {what} {}", bold("done"), dim(&format!("({})", span(seconds))));
-        Ok(seconds)
+        let phase = Phase { name, what, log, again: &self.again(), memory: &self.memory };
+        phase.run(binary, args).await
     }
-}
-
-fn spinner(what: &str) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        eprintln!("making: {what}");
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{spinner:.cyan} {prefix} {elapsed} {wide_msg:.dim}");
-    let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
-    let bar = ProgressBar::new_spinner().with_style(style).with_prefix(what.to_owned());
-    bar.enable_steady_tick(LOOK);
-    bar
-}
-
-fn last_line(log: &Path) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().to_owned()
 }
 
 /// Where base models are kept: they depend on seed and profile alone.
-fn cache() -> PathBuf {
+pub fn cache() -> PathBuf {
     let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("."), PathBuf::from);
     let cache =
         std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
@@ -325,6 +258,6 @@ fn cache() -> PathBuf {
 }
 
 /// A TOML string: quotes and backslashes in a path must not end it.
-fn toml_string(text: &str) -> String {
+pub fn toml_string(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }

@@ -7,7 +7,7 @@
 //! ```
 
 use crate::CliError;
-use crate::args::LaunchArgs;
+use crate::args::{LaunchArgs, LaunchWithSftArgs};
 use crate::children::{Logged, Memory, code, program};
 use crate::client::{ADDRESS_FILE, Client, Run, Wish};
 use crate::progress::Progress;
@@ -55,11 +55,23 @@ pub fn load(path: &Path, set: &[String]) -> Result<Config, CliError> {
 ///
 /// # Errors
 /// The configuration is wrong, or a process cannot be kept alive.
-pub async fn run(args: LaunchArgs) -> Result<u8, CliError> {
+pub async fn run(args: LaunchWithSftArgs) -> Result<u8, CliError> {
+    let LaunchWithSftArgs { launch: args, skip_sft } = args;
     let memory = Memory::start();
-    let config = load(&args.config.config, &args.config.set)?;
-    let outcome = train(&config, &args, &memory).await?;
+    let (mut args, mut config) = (args.clone(), load(&args.config.config, &args.config.set)?);
     let again = format!("duet launch {} --resume", args.config.config.display());
+    if config.sft.is_some() && !skip_sft {
+        // What was never begun cannot be gone on with: SFT may have been what was interrupted.
+        let begun = config.local_folder().join("logs/coordinator.log").exists();
+        let Some(model) = crate::sft::stage(&config, &args, &again, &memory).await? else {
+            return Ok(0);
+        };
+        let model = crate::demo::toml_string(&model.display().to_string());
+        args.config.set.push(format!("model.path={model}"));
+        args.resume &= begun;
+        config = load(&args.config.config, &args.config.set)?;
+    }
+    let outcome = train(&config, &args, &memory).await?;
     farewell(&outcome, &again);
     eprintln!("  peak memory of all processes {:.0} MiB", memory.peak_mib());
     Ok(0)
@@ -118,6 +130,44 @@ pub async fn train(
     let (run, interrupted) = result?;
     fleet.see_off().await;
     Ok(Outcome { run, interrupted, seconds: started.elapsed().as_secs_f64() })
+}
+
+/// The newest checkpoint of a run in a folder.
+///
+/// # Errors
+/// There is none, or it cannot be read.
+pub async fn newest(folder: &Path) -> Result<duet_store::Manifest, CliError> {
+    let usage = |e: duet_store::StoreError| CliError::Usage(e.to_string());
+    let store = duet_store::Store::open(&folder.display().to_string()).map_err(usage)?;
+    let newest = store.checkpoints().newest().await.map_err(usage)?;
+    newest.ok_or_else(|| CliError::Usage(format!("{} holds no checkpoint", folder.display())))
+}
+
+/// The arguments of `duet-rollout-worker` that put a run's weights, or their moving average, onto its
+/// base model.
+pub fn export_args(
+    folder: &Path,
+    base: &Path,
+    out: &Path,
+    manifest: &duet_store::Manifest,
+    average: bool,
+) -> Vec<String> {
+    let text = |path: &Path| path.display().to_string();
+    let mut args: Vec<String> =
+        vec!["export".into(), "--model".into(), text(base), "--out".into(), text(out)];
+    if average {
+        for shard in manifest.shards.iter().flatten() {
+            args.extend(["--average".to_owned(), text(&folder.join(&shard.key))]);
+        }
+        return args;
+    }
+    let weights = &manifest.weights;
+    for (name, file) in [("--llm-weights", &weights.llm), ("--dit-weights", &weights.dit)] {
+        if let Some(file) = file {
+            args.extend([name.to_owned(), text(&folder.join(&file.key))]);
+        }
+    }
+    args
 }
 
 /// The processes of a launch.

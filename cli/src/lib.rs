@@ -7,10 +7,15 @@ pub mod client;
 pub mod control;
 pub mod demo;
 pub mod error;
+pub mod eval;
+pub mod experiment;
 pub mod launch;
+pub mod phase;
 pub mod progress;
 pub mod report;
+pub mod sft;
 pub mod show;
 pub mod status;
+pub mod suite;
 
 pub use error::CliError;

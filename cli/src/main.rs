@@ -2,8 +2,8 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
-use duet_cli::args::{Cli, Command, Doctor};
-use duet_cli::{CliError, children, control, demo, launch, show, status};
+use duet_cli::args::{Cli, Command, Doctor, Experiment};
+use duet_cli::{CliError, children, control, demo, eval, experiment, launch, sft, show, status};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -29,13 +29,15 @@ async fn run(command: Command) -> Result<u8, CliError> {
     match command {
         Command::Demo(args) => demo::run(args).await,
         Command::Launch(args) => launch::run(args).await,
+        Command::Sft(args) => sft::run(args).await,
         Command::Status(args) => status::run(args).await.map(|()| 0),
         Command::Pause(args) => control::pause(&args).await.map(|()| 0),
         Command::Resume(args) => control::resume(&args).await.map(|()| 0),
         Command::Stop(args) => control::stop(&args).await.map(|()| 0),
         Command::Drain(args) => control::drain(&args).await.map(|()| 0),
         Command::Sample(args) => children::pass("duet-rollout-worker", "sample", &args.rest).await,
-        Command::Eval(args) => children::pass("duet-rollout-worker", "eval", &args.rest).await,
+        Command::Eval(args) => eval::run(args).await,
+        Command::Experiment(Experiment::Paper(args)) => experiment::run(args).await,
         Command::Config(args) => show::config(&args).map(|()| 0),
         Command::Doctor(Doctor::Storage { url }) => show::storage(&url).await,
     }

@@ -17,6 +17,28 @@ pub struct Cli {
 pub enum Command {
     /// Work for a run until its coordinator says that it is over.
     Run(RunArgs),
+    /// Score the images that `duet eval` made.
+    Score(ScoreArgs),
+}
+
+/// `score`.
+#[derive(Debug, Args)]
+pub struct ScoreArgs {
+    /// Folder with `eval.json` and `images/`; `scores.jsonl` is written there.
+    #[arg(long)]
+    pub eval: PathBuf,
+    /// The prompts that the images were made of, one JSON object a line.
+    #[arg(long)]
+    pub prompts: PathBuf,
+    /// A configuration whose `[reward]` says who scores.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Overrides a key, as `section.key=value`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The folder with the small world's scorers. Without a configuration they are the ones asked.
+    #[arg(long)]
+    pub scorers: Option<PathBuf>,
 }
 
 /// `run`.

@@ -10,6 +10,7 @@ pub mod args;
 mod desk;
 pub mod failure;
 pub mod run;
+pub mod score;
 pub mod scorer;
 pub mod serve;
 pub mod world;

@@ -3,12 +3,12 @@
 
 use clap::Parser;
 use duet_reward_worker::args::{Cli, Command};
-use duet_reward_worker::run;
+use duet_reward_worker::{run, score};
 use duet_service::{exit, telemetry};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let Command::Run(args) = match Cli::try_parse() {
+    let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
         Err(error) => {
             let asked = !error.use_stderr();
@@ -17,8 +17,14 @@ fn main() -> ExitCode {
             return ExitCode::from(if asked { exit::OK } else { exit::USAGE });
         }
     };
-    telemetry::init(&args.id);
-    match run::run(&args) {
+    let done = match command {
+        Command::Run(args) => {
+            telemetry::init(&args.id);
+            run::run(&args)
+        }
+        Command::Score(args) => score::score(&args, |line| eprintln!("{line}")),
+    };
+    match done {
         Ok(()) => ExitCode::from(exit::OK),
         Err(failure) => {
             eprintln!("error: {failure}");

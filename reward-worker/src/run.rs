@@ -36,7 +36,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
 }
 
 /// The scorers that the configuration names.
-fn panel(folder: &Path, kinds: &[Kind]) -> Result<Panel, Failure> {
+pub(crate) fn panel(folder: &Path, kinds: &[Kind]) -> Result<Panel, Failure> {
     let load = |kind: &Kind| -> Result<Box<dyn Scorer>, Failure> {
         match kind {
             Kind::Miniworld => Ok(Box::new(WorldScorer::load(folder)?)),

@@ -230,6 +230,14 @@ fn polyline(
     }
 }
 
+/// Draws four panels into a PNG file.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn save_panels(path: &Path, name: &str, panels: &[Panel; 4]) -> Result<(), ReportError> {
+    save_png(path, &draw(name, panels)?)
+}
+
 /// Draws the learning curves of a run into a PNG file.
 ///
 /// # Errors

@@ -29,6 +29,10 @@ pub struct Sft {
     pub eps: f64,
     /// AdamW's decoupled weight decay. Default 0.
     pub weight_decay: f64,
+    /// Weight of the mean squared distance between the states that condition the image of each refined
+    /// prompt and those of the base model: keeps a transformer that is not trained here able to read
+    /// them. 0: none, as published (there the learning rate alone keeps them near). Default 0.
+    pub anchor: f64,
     /// Examples with more tokens, prompt and answer, are left out and counted. Default 2048.
     pub max_tokens: u32,
     /// Examples share rows of so many tokens; 0: each has its own. Changes the speed, not the loss.
@@ -50,6 +54,7 @@ impl Default for Sft {
             betas: [0.9, 0.999],
             eps: 1e-8,
             weight_decay: 0.0,
+            anchor: 0.0,
             max_tokens: 2048,
             pack_tokens: 2048,
             checkpoint_every: 50,
@@ -106,7 +111,12 @@ impl Sft {
         problems.check(self.betas.iter().all(|b| (0.0..1.0).contains(b)), "sft.betas", || {
             format!("are {:?}; each must be in 0..1, 1 excluded", self.betas)
         });
-        for (key, value) in [("sft.eps", self.eps), ("sft.weight_decay", self.weight_decay)] {
+        let positive = [
+            ("sft.eps", self.eps),
+            ("sft.weight_decay", self.weight_decay),
+            ("sft.anchor", self.anchor),
+        ];
+        for (key, value) in positive {
             problems.check(value.is_finite() && value >= 0.0, key, || {
                 format!("is {value}; it must be 0 or more")
             });

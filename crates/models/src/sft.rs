@@ -10,6 +10,7 @@
 //! A packed row costs one pass where its examples would cost one each or be padded, and gives the
 //! same loss: no example sees another.
 
+use crate::embed::DROPPED;
 use crate::error::{ModelError, Result};
 use crate::lm::Lm;
 use tch::{Kind, Reduction, Tensor};
@@ -108,4 +109,32 @@ pub fn row_loss(lm: &Lm, row: &[&Example]) -> Result<RowLoss> {
     let right = tch::no_grad(|| logits.argmax(-1, false).eq_tensor(&targets).sum(Kind::Float));
     let sum = logits.cross_entropy_loss::<Tensor>(&targets, None, Reduction::Sum, -100, 0.0);
     Ok(RowLoss { sum, right })
+}
+
+/// Sum, over all kept positions of prompts in the embedding template, of the mean squared distance
+/// between their states in `lm` and in `base`: a scalar, with gradient to `lm` where gradients are on.
+/// Each prompt is given as [`Embedder::tokens`](crate::embed::Embedder::tokens) has it; divide by the
+/// kept positions of the whole batch.
+///
+/// # Errors
+/// There is no prompt, or one that is no longer than the template's prefix.
+pub fn anchor_loss(lm: &Lm, base: &Lm, prompts: &[&[i64]]) -> Result<Tensor> {
+    let kept = |prompt: &&[i64]| prompt.len().saturating_sub(DROPPED);
+    if prompts.is_empty() || prompts.iter().any(|prompt| kept(prompt) == 0) {
+        let reason = "an anchor needs prompts in the embedding template";
+        return Err(ModelError::BadInput(reason.to_owned()));
+    }
+    let (mut fed, mut lengths, mut places) = (Vec::new(), Vec::new(), Vec::new());
+    for prompt in prompts {
+        let start = fed.len();
+        places.extend((start + DROPPED..start + prompt.len()).map(|at| at as i64));
+        fed.extend_from_slice(prompt);
+        lengths.push(prompt.len() as i64);
+    }
+    let on_device = |list: &[i64]| Tensor::from_slice(list).to_device(lm.device());
+    let (fed, places) = (on_device(&fed), on_device(&places));
+    let states = |lm: &Lm| lm.hidden_packed(&fed, &lengths).index_select(0, &places);
+    let wanted = tch::no_grad(|| states(base)).to_kind(Kind::Float);
+    let apart = (states(lm).to_kind(Kind::Float) - wanted).square();
+    Ok(apart.mean_dim([1i64].as_slice(), false, Kind::Float).sum(Kind::Float))
 }

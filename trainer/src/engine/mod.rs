@@ -13,7 +13,7 @@ pub mod batch;
 pub mod branch;
 pub mod checkpoint;
 mod dit;
-mod llm;
+pub(crate) mod llm;
 mod nft;
 mod settings;
 pub(crate) mod tally;

@@ -94,9 +94,13 @@ pub fn run(args: &SftArgs) -> Result<(), Failure> {
     let worked = data::read(&path).map_err(|error| Failure::Config(error.to_string()))?;
     let settings = settings(&config, sft)?;
     let stage = stage(&settings, &config, &path)?;
+    let folder = config.sft_folder();
+    if finished(&folder, &stage)? {
+        tracing::info!(folder = %folder.display(), "this stage is finished");
+        return Ok(());
+    }
     let mut tuner = Tuner::load(settings, &worked)?;
     let group = group(args, &config)?;
-    let folder = config.sft_folder();
     let checkpoints = Checkpoints::new(
         folder.join("checkpoints"),
         stage.clone(),
@@ -165,6 +169,20 @@ fn stage(settings: &Settings, config: &Config, data: &Path) -> Result<String, Fa
         format!("{} {}", config.run.seed, settings.max_grad_norm),
     ];
     Ok(Digest::of(parts.join("\n").as_bytes()).to_string())
+}
+
+/// Whether the folder holds the result of this very stage.
+fn finished(folder: &Path, stage: &str) -> Result<bool, Failure> {
+    let path = folder.join("summary.json");
+    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(false) };
+    match serde_json::from_str::<Summary>(&text) {
+        Ok(summary) if summary.stage == stage => Ok(true),
+        _ => Err(Failure::Config(format!(
+            "{} tells of a fine-tuning with other examples, another model or other values of \
+             [sft]: take another run.name, or remove the folder",
+            path.display()
+        ))),
+    }
 }
 
 /// Finds the other ranks.

@@ -5,17 +5,18 @@
 //! packing and the number of ranks change the order of additions, nothing else.
 
 use super::data::Worked;
-use crate::engine::BranchSettings;
 use crate::engine::branch::Branch;
 use crate::engine::tally::Tally;
+use crate::engine::{BranchSettings, llm};
 use crate::error::TrainError;
 use duet_config::Sft;
 use duet_core::{Digest, Purpose, Seed};
 use duet_models::ModelError;
+use duet_models::embed::{DROPPED, Embedder};
 use duet_models::lm::Lm;
 use duet_models::pipeline::{LoadOptions, Pipeline};
-use duet_models::sft::{Example, pack, row_loss};
-use duet_models::template::ThinkTemplate;
+use duet_models::sft::{Example, anchor_loss, pack, row_loss};
+use duet_models::template::{ThinkTemplate, extract};
 use duet_torch::collective::Collective;
 use duet_torch::optim::AdamWOptions;
 use duet_torch::{Tensors, digest_tensors};
@@ -47,12 +48,17 @@ pub struct Settings {
 pub struct StepDone {
     /// Its number, from one.
     pub step: u64,
+    /// Of so many.
+    pub steps: u64,
     /// Passes over the examples begun, from one.
     pub epoch: u64,
     /// Mean cross-entropy of an answer token.
     pub loss: f64,
     /// Share of answer tokens that were the most probable ones.
     pub accuracy: f64,
+    /// Mean squared distance of the states that condition images from the base model's; zero without
+    /// an anchor.
+    pub anchor: f64,
     /// Learning rate.
     pub lr: f64,
     /// Norm of the gradient before clipping.
@@ -69,6 +75,8 @@ pub struct Tuner {
     pipeline: Pipeline,
     branch: Branch,
     examples: Vec<Example>,
+    /// The base model and every example's refined prompt, where an anchor holds the states.
+    anchor: Option<(Lm, Vec<Vec<i64>>)>,
     dropped: usize,
     step: u64,
     order: (u64, Vec<usize>),
@@ -83,9 +91,17 @@ impl Tuner {
         let mut pipeline = Pipeline::load_with(&settings.model, settings.load)?;
         pipeline.vae.params().set_trainable(|_| false);
         pipeline.dit.params().set_trainable(|_| false);
-        let mut examples = tokens(&pipeline, &settings.instruction, worked)?;
+        let examples = tokens(&pipeline, &settings.instruction, worked)?;
         let all = examples.len();
-        examples.retain(|example| example.len() <= settings.sft.max_tokens as usize);
+        let short = |example: &Example| example.len() <= settings.sft.max_tokens as usize;
+        let anchor = (settings.sft.anchor > 0.0)
+            .then(|| {
+                let kept = examples.iter().zip(worked).filter(|(example, _)| short(example));
+                let prompts = refined(&pipeline, kept.map(|(_, worked)| worked))?;
+                Ok::<_, TrainError>((llm::copy(&pipeline.lm)?, prompts))
+            })
+            .transpose()?;
+        let examples: Vec<Example> = examples.into_iter().filter(short).collect();
         if examples.is_empty() {
             let reason = format!(
                 "sft.max_tokens: all {all} examples have more than {} tokens; raise it",
@@ -101,7 +117,7 @@ impl Tuner {
         let branch = Branch::new("llm", &mut pipeline.lm, Lm::params, branch, &seed)?;
         let dropped = all - examples.len();
         let order = (u64::MAX, Vec::new());
-        Ok(Tuner { settings, pipeline, branch, examples, dropped, step: 0, order })
+        Ok(Tuner { settings, pipeline, branch, examples, anchor, dropped, step: 0, order })
     }
 
     /// Steps taken.
@@ -192,10 +208,15 @@ impl Tuner {
         let answers: usize = batch.iter().map(|at| self.examples[*at].answer_len()).sum();
         let tokens: usize = batch.iter().map(|at| self.examples[*at].len()).sum();
         let (rank, world) = (group.rank() as usize, group.world() as usize);
-        let own: Vec<usize> = batch.into_iter().skip(rank).step_by(world).collect();
         self.branch.clear();
         let mut tally = Tally::default();
-        let local = self.accumulate(&own, answers as f64, &mut tally);
+        let kept = |at: &usize| {
+            let prompts = self.anchor.as_ref().map(|(_, prompts)| prompts[*at].len());
+            prompts.map_or(0, |tokens| tokens - DROPPED)
+        };
+        let kept: usize = batch.iter().map(kept).sum();
+        let own: Vec<usize> = batch.into_iter().skip(rank).step_by(world).collect();
+        let local = self.accumulate(&own, (answers as f64, kept as f64), &mut tally);
         if let Err(error) = &local {
             tally.failed(error);
         }
@@ -218,9 +239,11 @@ impl Tuner {
         let sum = |name: &str| sums.get(name).copied().unwrap_or(0.0);
         Ok(StepDone {
             step: self.step,
+            steps: self.steps(),
             epoch,
             loss: sum("loss") / answers as f64,
             accuracy: sum("right") / answers as f64,
+            anchor: sum("anchor"),
             lr,
             grad_norm,
             answer_tokens: answers as u64,
@@ -232,12 +255,13 @@ impl Tuner {
     fn accumulate(
         &mut self,
         own: &[usize],
-        answers: f64,
+        (answers, kept): (f64, f64),
         tally: &mut Tally,
     ) -> Result<(), TrainError> {
         let lengths: Vec<usize> = own.iter().map(|at| self.examples[*at].len()).collect();
         for row in pack(&lengths, self.settings.sft.pack_tokens as usize) {
-            let row: Vec<&Example> = row.iter().map(|at| &self.examples[own[*at]]).collect();
+            let places: Vec<usize> = row.into_iter().map(|at| own[at]).collect();
+            let row: Vec<&Example> = places.iter().map(|at| &self.examples[*at]).collect();
             let loss = row_loss(&self.pipeline.lm, &row)?;
             let value = loss.sum.double_value(&[]);
             tally.add("loss", value);
@@ -246,7 +270,14 @@ impl Tuner {
                 tally.bad(format!("the loss of step {}", self.step + 1));
                 continue;
             }
-            let mean: Tensor = loss.sum / answers;
+            let mut mean: Tensor = loss.sum / answers;
+            if let Some((base, prompts)) = &self.anchor {
+                let prompts: Vec<&[i64]> =
+                    places.iter().map(|at| prompts[*at].as_slice()).collect();
+                let apart = anchor_loss(&self.pipeline.lm, base, &prompts)?;
+                tally.add("anchor", apart.double_value(&[]) / kept);
+                mean += apart * (self.settings.sft.anchor / kept);
+            }
             self.branch.backward(&mean)?;
         }
         Ok(())
@@ -268,4 +299,13 @@ fn tokens(
         Ok(Example::new(&question, &answer)?)
     };
     worked.iter().map(one).collect()
+}
+
+/// The refined prompts of examples, in the template that they condition images in.
+fn refined<'a>(
+    pipeline: &Pipeline,
+    worked: impl Iterator<Item = &'a Worked>,
+) -> Result<Vec<Vec<i64>>, TrainError> {
+    let embedder = Embedder::new(&pipeline.lm, &pipeline.tokenizer)?;
+    worked.map(|worked| Ok(embedder.tokens(&extract(&worked.response).refined)?)).collect()
 }

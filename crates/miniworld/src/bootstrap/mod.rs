@@ -111,6 +111,8 @@ pub fn run_to(
     let mut budget = profile.budget();
     if stage == Stage::Pretrained {
         (budget.sft.steps, budget.formed) = (0, FORMED);
+        // One more thing to learn takes longer, and no SFT mends what is half learned.
+        budget.pretrain.steps += budget.pretrain.steps / 2;
     }
     let world = make(&budget, &Seed::root(seed), progress)?;
     let part = part_of(out)?;
