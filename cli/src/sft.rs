@@ -243,7 +243,11 @@ impl Ranks<'_> {
         let lines: Vec<Done> =
             text.lines().rev().take(64).filter_map(|l| serde_json::from_str(l).ok()).collect();
         let Some(last) = lines.first() else { return };
-        let (began, from) = *self.shown.get_or_insert((Instant::now(), last.step));
+        // After a failure it goes back to the last checkpoint.
+        let (began, from) = match self.shown {
+            Some((began, from)) if from <= last.step => (began, from),
+            _ => *self.shown.insert((Instant::now(), last.step)),
+        };
         let steps = lines.iter().filter(|done| done.step > from);
         let tokens: u64 = steps.clone().map(|done| done.tokens).sum();
         let mean = tokens as f64 / (steps.count().max(1)) as f64;

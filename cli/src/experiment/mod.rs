@@ -155,7 +155,7 @@ impl Experiment {
     }
 
     fn base(&self, seed: u32) -> PathBuf {
-        self.seed_folder(seed).join("base")
+        self.seed_folder(seed).join("base-model")
     }
 
     /// The overrides of the configuration for a run in `folder` that starts from `model`.
