@@ -8,7 +8,7 @@ SEED ?= 1
 ARGS ?=
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 
-.PHONY: help setup build demo test lint bench doc sim mutations parity clean
+.PHONY: help setup build demo experiment test lint bench doc sim mutations parity clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ test: build ## every test of the workspace, and 1,000 seeds of the simulator
 
 sim: ## attack the scheduler with 1,000 seeds (ARGS="--seed 42 --seeds 1" repeats one)
 	$(CARGO) run -p duet-sim -- --seeds 1000 $(ARGS)
+
+experiment: build ## the rows of the paper's tables in the small world, three seeds (ARGS="--seeds 1 --row sft")
+	$(BIN)/duet experiment paper $(ARGS)
 
 mutations: ## show that the simulator finds each of the scheduler's seeded faults
 	$(CARGO) run -p duet-sim --features mutations -- --mutations

@@ -7,6 +7,7 @@ use arrow::record_batch::RecordBatch;
 use common::pipeline;
 use duet_config::Sft;
 use duet_core::Seed;
+use duet_models::embed::Embedder;
 use duet_models::pipeline::{LoadOptions, Pipeline};
 use duet_torch::collective::{AbortHandle, Collective, Gloo, GlooOptions, Solo, Store};
 use duet_trainer::sft::data::{Worked, read};
@@ -87,6 +88,31 @@ fn the_loss_falls_and_the_transformer_stays() {
     for ((name, a), (_, b)) in before.dit.params().iter().zip(after.dit.params().iter()) {
         assert!(a.equal(b), "{name} changed");
     }
+}
+
+/// How far the states that condition images are from the base model's, for a prompt of the examples.
+fn drift(base: &Pipeline, tuned: &Pipeline) -> f64 {
+    let states = |pipeline: &Pipeline| {
+        let embedder = Embedder::new(&pipeline.lm, &pipeline.tokenizer).unwrap();
+        embedder.embed(WORDS[0]).unwrap()
+    };
+    (states(base) - states(tuned)).square().mean(tch::Kind::Float).double_value(&[])
+}
+
+#[test]
+fn an_anchor_holds_the_states_that_condition_images() {
+    let (_folder, model) = base();
+    let before = Pipeline::load(&model).unwrap();
+    let (free, loose) = whole(settings(&model));
+    let mut held = settings(&model);
+    held.sft.anchor = 100.0;
+    let (anchored, held) = whole(held);
+    assert_eq!(anchored[0].loss, free[0].loss, "the loss that is told is the examples' own");
+    assert!(anchored[0].anchor == 0.0 && anchored[5].anchor > 0.0, "{anchored:?}");
+    assert!(free.iter().all(|done| done.anchor == 0.0));
+    assert!(anchored[5].loss < anchored[0].loss - 0.1, "it learns all the same: {anchored:?}");
+    let (loose, held) = (drift(&before, loose.pipeline()), drift(&before, held.pipeline()));
+    assert!(held < loose / 5.0, "{held} {loose}");
 }
 
 #[test]

@@ -77,7 +77,7 @@ fn page(
     for (at, entry) in report.entries.iter().enumerate() {
         card(&mut html, at, entry, &main, source)?;
     }
-    let _ = write!(html, "</main>\n<script>{SCRIPT}</script>\n</body></html>\n");
+    let _ = writeln!(html, "</main>\n<script>{SCRIPT}</script>\n</body></html>");
     Ok(html)
 }
 
@@ -134,7 +134,9 @@ fn card(
             source(image)?,
             escape(&entry.refined_prompt)
         );
-        for (name, value) in &image.scores {
+        // What counts stands first.
+        let (first, rest): (Vec<_>, Vec<_>) = image.scores.iter().partition(|(n, _)| *n == main);
+        for (name, value) in first.into_iter().chain(rest) {
             let class = if name == main { "chip main" } else { "chip" };
             let _ = write!(
                 html,
@@ -160,15 +162,15 @@ fn card(
         escape(&entry.refined_prompt)
     );
     if !entry.trace.trim().is_empty() {
-        let _ = write!(
+        let _ = writeln!(
             html,
-            "<details><summary>what it thought</summary><pre>{}</pre></details>\n",
+            "<details><summary>what it thought</summary><pre>{}</pre></details>",
             escape(entry.trace.trim())
         );
     }
-    let _ = write!(
+    let _ = writeln!(
         html,
-        "<footer><span>{}</span><span>{}</span></footer></article>\n",
+        "<footer><span>{}</span><span>{}</span></footer></article>",
         escape(&entry.category),
         escape(&entry.id)
     );

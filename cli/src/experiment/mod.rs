@@ -7,6 +7,7 @@
 //! A row with a `result.json` of the same recipe is not done again, so an interrupted experiment goes
 //! on where it was.
 
+mod record;
 mod results;
 pub mod rows;
 pub mod statistics;
@@ -17,11 +18,11 @@ use crate::args::{ConfigArgs, LaunchArgs, PaperArgs};
 use crate::children::Memory;
 use crate::demo::toml_string;
 use crate::phase::Phase;
-use crate::report::evaluation::EvaluatedPrompt;
 use crate::show::{bold, dim, span};
 use crate::{launch, sft};
+use record::read_evaluation;
+pub use record::{Accuracies, RowResult};
 use rows::{ROWS, Row, Start};
-use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -29,47 +30,6 @@ use std::time::Instant;
 const REPEATS: u32 = 2;
 /// Images of a prompt and evaluation; they share a chain of thought.
 const IMAGES: u32 = 2;
-
-/// `result.json`: a row of one seed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RowResult {
-    /// What it was made by: another recipe is done again.
-    pub recipe: String,
-    /// The row.
-    pub row: String,
-    /// The seed.
-    pub seed: u32,
-    /// Images that reinforcement learning rendered and scored.
-    pub training_images: u64,
-    /// Optimiser steps of reinforcement learning.
-    pub iterations: u64,
-    /// Seconds of reinforcement learning.
-    pub seconds: f64,
-    /// The evaluations.
-    pub evaluations: Vec<Accuracies>,
-    /// The commands that make it again, in order.
-    pub commands: Vec<String>,
-}
-
-/// What an evaluation came to, each a share.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Accuracies {
-    /// Images in which the judge sees the prompt's true digit in its true colour.
-    pub semantic_accuracy: f64,
-    /// Refined prompts that name it.
-    pub trace_accuracy: f64,
-    /// Images in which the judge sees what the refined prompt names.
-    pub render_accuracy: f64,
-    /// Traces with the marker.
-    pub well_formed: f64,
-}
-
-/// What is read of `eval.json`.
-#[derive(Debug, Deserialize)]
-struct Evaluated {
-    totals: Accuracies,
-    prompts: Vec<EvaluatedPrompt>,
-}
 
 /// `duet experiment paper`.
 ///
@@ -400,10 +360,4 @@ impl Experiment {
         self.child(&folder, &name, "duet-rollout-worker", &what, &args).await?;
         Ok(read_evaluation(&out)?.totals)
     }
-}
-
-fn read_evaluation(folder: &Path) -> Result<Evaluated, CliError> {
-    let path = folder.join("eval.json");
-    let bytes = std::fs::read(&path).map_err(|e| CliError::io("read", &path, e))?;
-    serde_json::from_slice(&bytes).map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))
 }
