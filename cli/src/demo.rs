@@ -35,7 +35,7 @@ pub async fn run(args: DemoArgs) -> Result<u8, CliError> {
         launch::farewell(&outcome, &demo.again());
         return Ok(0);
     }
-    demo.export().await?;
+    demo.export(&config).await?;
     demo.evaluate("after", &demo.folder.join("model"), &mut phases).await?;
     let summary = demo.report(&config, &outcome, &phases).await?;
     println!("{}", report::table(&summary));

@@ -112,7 +112,7 @@ impl Tuner {
         let sft = &settings.sft;
         let [beta1, beta2] = sft.betas;
         let adamw = AdamWOptions { beta1, beta2, eps: sft.eps, weight_decay: sft.weight_decay };
-        let branch = BranchSettings { lr: sft.lr, adamw, lora: None, frozen: false };
+        let branch = BranchSettings { lr: sft.lr, adamw, lora: None, frozen: false, ema: 0.0 };
         let seed = settings.seed.derive(Purpose::Weights, &[2]);
         let branch = Branch::new("llm", &mut pipeline.lm, Lm::params, branch, &seed)?;
         let dropped = all - examples.len();
