@@ -133,29 +133,35 @@ impl FlowSchedule {
         }
         let count = steps as f64;
         let last = 1.0 / count;
-        let mut sigmas: Vec<f32> = (0..steps)
+        let start: Vec<f32> = (0..steps)
             .map(|i| match steps {
                 1 => 1.0,
                 _ => (1.0 + i as f64 * ((last - 1.0) / (count - 1.0))) as f32,
             })
             .collect();
+        Ok(FlowSchedule::shifted(config, start, config.mu(tokens)))
+    }
+
+    /// The schedule whose sigmas are `start` before the shift: what the scheduler makes of sigmas
+    /// that it is given. `mu` is not read where the shift is fixed.
+    pub fn shifted(config: &FlowConfig, start: Vec<f32>, mu: f64) -> FlowSchedule {
+        let mut sigmas = start;
         if config.use_dynamic_shifting {
-            let mu = config.mu(tokens);
             let power = if config.exponential { mu.exp() } else { mu } as f32;
             sigmas.iter_mut().for_each(|s| *s = power / (power + (1.0 / *s - 1.0)));
         } else {
             let shift = config.shift as f32;
             sigmas.iter_mut().for_each(|s| *s = shift * *s / (1.0 + (shift - 1.0) * *s));
         }
-        if let Some(terminal) = config.shift_terminal {
+        if let (Some(terminal), Some(smallest)) = (config.shift_terminal, sigmas.last()) {
             // One step alone starts at one, which cannot be stretched.
-            let scale = (1.0 - sigmas[steps - 1]) / (1.0 - terminal as f32);
+            let scale = (1.0 - smallest) / (1.0 - terminal as f32);
             if scale > 0.0 {
                 sigmas.iter_mut().for_each(|s| *s = 1.0 - (1.0 - *s) / scale);
             }
         }
         sigmas.push(0.0);
-        Ok(FlowSchedule { sigmas, scale: config.num_train_timesteps as f32 })
+        FlowSchedule { sigmas, scale: config.num_train_timesteps as f32 }
     }
 
     /// Number of steps.
