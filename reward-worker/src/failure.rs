@@ -1,5 +1,6 @@
 //! What ends the process, and the exit code it ends with.
 
+use crate::http::HttpError;
 use crate::scorer::Twice;
 use duet_config::ConfigError;
 use duet_miniworld::WorldError;
@@ -22,6 +23,9 @@ pub enum Failure {
     /// The small world's scorers cannot be loaded.
     #[error("reward.scorers: `miniworld`: {0}")]
     World(#[from] WorldError),
+    /// The scorer behind HTTP cannot be set up.
+    #[error(transparent)]
+    Http(#[from] HttpError),
     /// Two scorers score the same component.
     #[error(transparent)]
     Twice(#[from] Twice),
@@ -37,7 +41,7 @@ impl Failure {
     /// The exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Failure::Config(_) | Failure::Twice(_) => exit::CONFIG,
+            Failure::Config(_) | Failure::Twice(_) | Failure::Http(_) => exit::CONFIG,
             Failure::Io(_) | Failure::World(WorldError::Io { .. }) => exit::IO,
             Failure::World(WorldError::BadFile { .. }) => exit::CONFIG,
             Failure::Session(error) => error.exit_code(),

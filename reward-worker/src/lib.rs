@@ -9,6 +9,7 @@
 pub mod args;
 mod desk;
 pub mod failure;
+pub mod http;
 pub mod run;
 pub mod score;
 pub mod scorer;

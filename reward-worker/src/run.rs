@@ -2,10 +2,11 @@
 
 use crate::args::RunArgs;
 use crate::failure::Failure;
+use crate::http::Remote;
 use crate::scorer::{Panel, Scorer};
 use crate::serve::{Worker, serve};
 use crate::world::WorldScorer;
-use duet_config::{Config, Scorer as Kind};
+use duet_config::{Config, Reward, Scorer as Kind};
 use duet_core::{Role, WorkerId};
 use duet_service::shutdown;
 use duet_service::worker::{Session, SessionError, WorkerOptions};
@@ -25,8 +26,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let environment = std::env::vars().collect();
     let config = Config::load(&args.config, &environment, &args.set)?;
     duet_torch::init(config.workers.threads)?;
-    let (folder, kinds) = (config.model_path(), config.reward.scorers.clone());
-    let device = DeviceThread::spawn("scorers", move || panel(&folder, &kinds))?;
+    let (folder, reward) = (config.model_path(), config.reward.clone());
+    let device = DeviceThread::spawn("scorers", move || configured(&folder, &reward))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -36,17 +37,26 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
 }
 
 /// The scorers that the configuration names.
-pub(crate) fn panel(folder: &Path, kinds: &[Kind]) -> Result<Panel, Failure> {
+pub(crate) fn configured(folder: &Path, reward: &Reward) -> Result<Panel, Failure> {
+    let limit = Duration::from_millis(reward.timeout_ms);
     let load = |kind: &Kind| -> Result<Box<dyn Scorer>, Failure> {
-        match kind {
-            Kind::Miniworld => Ok(Box::new(WorldScorer::load(folder)?)),
-            Kind::Http => Err(Failure::Config(
-                "reward.scorers: this worker has no `http` scorer; use `miniworld`".to_owned(),
-            )),
+        match (kind, &reward.http) {
+            (Kind::Miniworld, _) => Ok(Box::new(WorldScorer::load(folder)?)),
+            // A little sooner than the worker gives up, so that the reason is known.
+            (Kind::Http, Some(http)) => Ok(Box::new(Remote::new(http, limit.mul_f64(0.95))?)),
+            (Kind::Http, None) => {
+                let reason = "reward.http: is missing: scorer `http` needs it".to_owned();
+                Err(Failure::Config(reason))
+            }
         }
     };
-    let scorers = kinds.iter().map(load).collect::<Result<_, _>>()?;
+    let scorers = reward.scorers.iter().map(load).collect::<Result<_, _>>()?;
     Ok(Panel::new(scorers)?)
+}
+
+/// The small world's scorers alone.
+pub(crate) fn small_world(folder: &Path) -> Result<Panel, Failure> {
+    Ok(Panel::new(vec![Box::new(WorldScorer::load(folder)?)])?)
 }
 
 /// In session until the end.

@@ -2,9 +2,9 @@
 
 use crate::args::ScoreArgs;
 use crate::failure::Failure;
-use crate::run::panel;
+use crate::run::{configured, small_world};
 use crate::scorer::{Job, Panel};
-use duet_config::{Config, Scorer as Kind};
+use duet_config::Config;
 use duet_core::work::{LeafScores, PromptRow, Score};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -49,22 +49,18 @@ pub struct ImageScores {
 /// # Errors
 /// [`Failure`] naming the file or the scorer.
 pub fn score(args: &ScoreArgs, mut say: impl FnMut(&str)) -> Result<(), Failure> {
-    let (folder, kinds) = match &args.config {
+    duet_torch::init(1)?;
+    let mut panel = match &args.config {
         Some(path) => {
             let environment = std::env::vars().collect();
             let config = Config::load(path, &environment, &args.set)?;
             let folder = args.scorers.clone().unwrap_or_else(|| config.model_path());
-            (folder, config.reward.scorers.clone())
+            configured(&folder, &config.reward)?
         }
-        None => {
-            let folder = args.scorers.clone().ok_or_else(|| {
-                Failure::Config("give --config, whose [reward] names scorers, or --scorers".into())
-            })?;
-            (folder, vec![Kind::Miniworld])
-        }
+        None => small_world(args.scorers.as_deref().ok_or_else(|| {
+            Failure::Config("give --config, whose [reward] names scorers, or --scorers".into())
+        })?)?,
     };
-    duet_torch::init(1)?;
-    let mut panel = panel(&folder, &kinds)?;
     let rows = duet_config::prompts::read(&args.prompts)
         .map_err(|error| Failure::Io(error.to_string()))?;
     let rows: BTreeMap<u64, PromptRow> = rows.into_iter().map(|row| (row.row, row)).collect();

@@ -1,9 +1,9 @@
 //! The configuration in the engine's words.
 
-use crate::engine::{BranchSettings, Nft, Settings};
+use crate::engine::{BranchSettings, Nft, OldPolicy, Settings};
 use duet_config::{
     Aggregation, Branch, Config, Device, DitKl, DitObjective, Dtype, KlEstimator, LlmObjective,
-    Sampler,
+    NftOld, Sampler,
 };
 use duet_core::Seed;
 use duet_models::lora::LoraConfig;
@@ -25,9 +25,9 @@ pub fn settings(config: &Config) -> Settings {
         seed: Seed::root(config.run.seed),
         temperature: config.rollout.temperature,
         render: render(config),
-        llm: branch(&config.llm.branch, trainer.ema, llm_frozen),
+        llm: branch(&config.llm.branch, trainer.ema, OldPolicy::Trained, llm_frozen),
         llm_loss: llm_loss(config),
-        dit: branch(&config.dit.branch, trainer.ema, dit_frozen),
+        dit: branch(&config.dit.branch, trainer.ema, old(config.dit.nft_old), dit_frozen),
         dit_loss: dit_loss(config),
         nft: nft(config),
         max_grad_norm: trainer.max_grad_norm,
@@ -66,7 +66,15 @@ fn render(config: &Config) -> RenderOptions {
     }
 }
 
-fn branch(branch: &Branch, ema: f64, frozen: bool) -> BranchSettings {
+fn old(old: NftOld) -> OldPolicy {
+    match old {
+        NftOld::Trained => OldPolicy::Trained,
+        NftOld::Rising => OldPolicy::Rising,
+        NftOld::Late => OldPolicy::Late,
+    }
+}
+
+fn branch(branch: &Branch, ema: f64, old: OldPolicy, frozen: bool) -> BranchSettings {
     let optimizer = &branch.optimizer;
     let lora = branch.lora.as_ref().map(|lora| LoraConfig {
         rank: i64::from(lora.rank),
@@ -76,7 +84,7 @@ fn branch(branch: &Branch, ema: f64, frozen: bool) -> BranchSettings {
     let [beta1, beta2] = optimizer.betas;
     let adamw =
         AdamWOptions { beta1, beta2, eps: optimizer.eps, weight_decay: optimizer.weight_decay };
-    BranchSettings { lr: optimizer.lr, adamw, lora, ema, frozen }
+    BranchSettings { lr: optimizer.lr, adamw, lora, ema, old, frozen }
 }
 
 fn llm_loss(config: &Config) -> loss::LlmLoss {

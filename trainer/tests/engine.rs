@@ -8,7 +8,7 @@ use duet_models::loss::NftLoss;
 use duet_torch::collective::{AbortHandle, Collective, Gloo, GlooOptions, Solo, Store};
 use duet_torch::tensorfile::{TensorFile, TensorSource};
 use duet_trainer::TrainError;
-use duet_trainer::engine::{Engine, Nft, Settings, checkpoint};
+use duet_trainer::engine::{Engine, Nft, OldPolicy, Settings, checkpoint};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -214,6 +214,51 @@ fn the_moving_average_follows_its_formula_and_is_kept() {
     let mut engine = Engine::load(settings).unwrap();
     checkpoint::restore(&mut engine, vec![("shard".to_owned(), averaged.shard.clone())]).unwrap();
     assert_eq!(checkpoint::shard(&engine, 0, 1).unwrap(), averaged.shard);
+}
+
+/// DiffusionNFT's decay types: what is published lags behind what is trained, by the formula, and the
+/// next iteration measures from it.
+#[test]
+fn the_policy_that_samples_follows_the_trained_one() {
+    assert_eq!([0, 100, 2000].map(|n| OldPolicy::Rising.decay(n)), [0.0, 0.1, 0.5]);
+    assert_eq!([75, 76, 9999].map(|n| OldPolicy::Late.decay(n)), [0.0, 0.0075, 0.999]);
+    tch::set_num_threads(1);
+    let (_folder, model) = base();
+    let mut rollouts = rollouts(2);
+    rollouts.end_without_window();
+    let mut settings = settings(&model);
+    settings.render.guidance = 1.0;
+    let loss = NftLoss { beta: 1.0, advantage_clip: 5.0, kl: 0.0 };
+    settings.nft = Some(Nft { loss, times: 2 });
+    let plain = run(&settings, &rollouts, 1, &Solo::new());
+    let start = run(&settings, &rollouts, 0, &Solo::new());
+    settings.dit.old = OldPolicy::Rising;
+    let lagging = run(&settings, &rollouts, 1, &Solo::new());
+    assert_eq!(plain.digest, lagging.digest, "the first step is the same");
+    let read = |shard: &Vec<u8>| TensorFile::from_bytes("shard", shard.clone()).unwrap();
+    let (start, after) = (read(&start.shard), read(&lagging.shard));
+    let load = |file: &TensorFile, name: &str| file.load(name, Device::Cpu).unwrap();
+    let mut engine = Engine::load(settings.clone()).unwrap();
+    checkpoint::restore(&mut engine, vec![("shard".to_owned(), lagging.shard.clone())]).unwrap();
+    assert_eq!(checkpoint::shard(&engine, 0, 1).unwrap(), lagging.shard);
+    let published = engine.weight_files().unwrap().dit.unwrap();
+    let published = TensorFile::from_bytes("published", published).unwrap();
+    let mut seen = 0;
+    for name in after.names() {
+        let Some(own) = name.strip_prefix("dit/old/") else { continue };
+        let param = format!("dit/param/{own}");
+        let expected = load(&start, &param) * 0.001 + load(&after, &param) * 0.999;
+        let gap = (load(&after, name) - expected).abs().max().double_value(&[]);
+        assert!(gap < 1e-6, "{name}: {gap}");
+        assert_eq!(load(&published, own), load(&after, name));
+        seen += 1;
+    }
+    assert!(seen > 10);
+    let metrics = &run(&settings, &rollouts, 2, &Solo::new()).metrics[1];
+    assert!(metrics["dit/nft/positive"] != metrics["dit/nft/negative"]);
+    settings.dit.old = OldPolicy::Trained;
+    let metrics = &run(&settings, &rollouts, 2, &Solo::new()).metrics[1];
+    assert_eq!(metrics["dit/nft/positive"], metrics["dit/nft/negative"]);
 }
 
 #[test]

@@ -121,11 +121,25 @@ fn usable(panel: &Panel) -> Vec<Series> {
         Axis::Log => (y > 0.0).then(|| (x, y.log10())),
         Axis::Linear | Axis::Share => Some((x, y)),
     };
-    let lines = panel.series.iter().map(|line| Series {
-        label: line.label.clone(),
-        points: line.points.iter().filter_map(convert).collect(),
+    let lines = panel.series.iter().map(|line| {
+        let mut points: Vec<(f64, f64)> = line.points.iter().filter_map(convert).collect();
+        if panel.axis == Axis::Log {
+            bound(&mut points);
+        }
+        Series { label: line.label.clone(), points }
     });
     lines.filter(|line: &Series| !line.points.is_empty()).collect()
+}
+
+/// Raises what lies more than two decades below a line's median to there: an iteration without anything
+/// to learn from has a norm of rounding errors, and would squeeze all others into a stripe.
+fn bound(points: &mut [(f64, f64)]) {
+    let mut values: Vec<f64> = points.iter().map(|point| point.1).collect();
+    values.sort_by(f64::total_cmp);
+    let Some(median) = values.get(values.len() / 2) else { return };
+    for point in points {
+        point.1 = point.1.max(median - 2.0);
+    }
 }
 
 fn ranges(lines: &[Series], axis: Axis) -> ((f64, f64), (f64, f64)) {

@@ -28,7 +28,7 @@ pub use raw::{
 pub use sections::{
     Aggregation, Bootstrap, Branch, COMPONENTS, Checkpoint, Coordinator, Data, Device, Dit, DitKl,
     DitObjective, Dtype, Evaluation, HttpScorer, KlEstimator, Llm, LlmObjective, Lora, Model,
-    Optimizer, Reward, Rollout, Run, Sampler, Scorer, Security, Tls, Trainer, Workers,
+    NftOld, Optimizer, Reward, Rollout, Run, Sampler, Scorer, Security, Tls, Trainer, Workers,
 };
 pub use sft::Sft;
 pub use spec::Config;

@@ -2,8 +2,8 @@
 
 use crate::sections::{
     Aggregation, Checkpoint, Coordinator, Data, DitKl, DitObjective, Evaluation, HttpScorer,
-    KlEstimator, LlmObjective, Lora, Model, RawMix, Rollout, Run, Scorer, Security, Trainer,
-    Workers,
+    KlEstimator, LlmObjective, Lora, Model, NftOld, RawMix, Rollout, Run, Scorer, Security,
+    Trainer, Workers,
 };
 use crate::sft::Sft;
 use duet_core::advantage::{AdvantageSpec, Center, Combine, GroupKey, Scale};
@@ -406,6 +406,9 @@ pub struct Dit {
     pub nft_beta: f64,
     /// Times that each image is noised at for `nft`; 0: all of the rollout's but one. Default 0.
     pub nft_times: u32,
+    /// Which policy samples for `nft`: the `trained` one, or one that follows it, `rising` or `late`.
+    /// Default `trained`.
+    pub nft_old: NftOld,
     /// Advantages are clamped to this on both sides in the loss. Default 5.
     pub adv_clip: f64,
     /// Weight of the divergence from the base model; 0: none. Default 0.
@@ -430,6 +433,7 @@ impl Default for Dit {
             dppo_limit: 1e-5,
             nft_beta: 1.0,
             nft_times: 0,
+            nft_old: NftOld::Trained,
             adv_clip: 5.0,
             kl: 0.0,
             kl_kind: DitKl::Exact,

@@ -167,6 +167,13 @@ pub struct HttpScorer {
     pub url: String,
     /// What it gives for each image. *Required*.
     pub components: Vec<String>,
+    /// Components that are judged against the refined prompt; the others are against the raw one.
+    /// Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refined: Vec<String>,
+    /// The environment variable that holds a bearer token for it. Default: none is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_env: Option<String>,
 }
 
 /// `[reward]`, checked.
@@ -302,6 +309,20 @@ pub enum DitObjective {
     Nft,
 }
 
+/// How the policy that samples for `nft` follows the one that is trained: after optimiser step n,
+/// `old = d old + (1 - d) trained` (DiffusionNFT's `return_decay`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NftOld {
+    /// It is the trained one: d = 0 (decay type 0).
+    #[default]
+    Trained,
+    /// d = min(n / 1000, 0.5) (decay type 1).
+    Rising,
+    /// d = 0 before step 75, then min(0.0075 (n - 75), 0.999) (decay type 2).
+    Late,
+}
+
 /// The DiT's divergence from the base model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -327,6 +348,8 @@ pub struct Dit {
     pub nft_beta: f64,
     /// Times that each image is noised at for `nft`.
     pub nft_times: u32,
+    /// Which policy samples for `nft`.
+    pub nft_old: NftOld,
     /// Advantages are clamped to this on both sides.
     pub adv_clip: f64,
     /// Weight of the divergence from the base model; zero: none.

@@ -1,6 +1,6 @@
 //! One of the two models with what trains it: the trained tensors, their gradients, AdamW.
 
-use super::settings::BranchSettings;
+use super::settings::{BranchSettings, OldPolicy};
 use crate::error::TrainError;
 use duet_core::Seed;
 use duet_models::lora::{Adaptable, Lora};
@@ -23,6 +23,8 @@ pub struct Branch {
     gradient: Gradient,
     /// Moving average of the trained tensors, where one is kept.
     ema: Option<Tensors>,
+    /// The policy that samples, where it is not the trained one.
+    old: Option<Tensors>,
 }
 
 /// The gradients of all micro-batches so far, fp32, in one piece of memory in name order; each
@@ -82,7 +84,9 @@ impl Branch {
         let gradient = Gradient::new(&params)?;
         let copy = |(name, param): (&String, &Tensor)| (name.clone(), param.detach().copy());
         let ema = (settings.ema > 0.0).then(|| params.iter().map(copy).collect());
-        Ok(Branch { name, lora, params, settings, optimiser, gradient, ema })
+        let lags = settings.old != OldPolicy::Trained;
+        let old = lags.then(|| params.iter().map(copy).collect());
+        Ok(Branch { name, lora, params, settings, optimiser, gradient, ema, old })
     }
 
     /// Optimiser steps taken.
@@ -161,6 +165,53 @@ impl Branch {
         Ok(())
     }
 
+    /// Has the policy that samples follow, once all updates on a rollout are done.
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn follow(&mut self) -> Result<(), TrainError> {
+        let Some(old) = &self.old else { return Ok(()) };
+        let weight = 1.0 - self.settings.old.decay(self.steps());
+        tch::no_grad(|| {
+            old.iter().try_for_each(|(name, old)| {
+                old.shallow_clone().f_lerp_(&self.params[name], weight).map(drop)
+            })
+        })?;
+        Ok(())
+    }
+
+    /// Whether another policy samples than the one that is trained.
+    pub fn lags(&self) -> bool {
+        self.old.is_some()
+    }
+
+    /// The weights of the policy that samples.
+    pub fn published(&self) -> &Tensors {
+        self.old.as_ref().unwrap_or(&self.params)
+    }
+
+    /// What `run` gives under the policy that samples.
+    ///
+    /// # Errors
+    /// Those of `run`, or libtorch refuses; the trained weights are back in any case but the last.
+    pub fn sampling<T>(
+        &self,
+        run: impl FnOnce() -> Result<T, TrainError>,
+    ) -> Result<T, TrainError> {
+        let Some(old) = &self.old else { return run() };
+        let put = |from: &Tensors| {
+            let copy =
+                |(name, param): (&String, &Tensor)| param.shallow_clone().f_copy_(&from[name]);
+            tch::no_grad(|| self.params.iter().try_for_each(copy))
+        };
+        let kept: Tensors =
+            self.params.iter().map(|(name, param)| (name.clone(), param.detach().copy())).collect();
+        put(old)?;
+        let found = run();
+        put(&kept)?;
+        found
+    }
+
     /// Forgets the gradient.
     pub fn clear(&mut self) {
         let _ = self.gradient.flat.zero_();
@@ -184,7 +235,9 @@ impl Branch {
         let state = state.into_iter().map(|(n, t)| (format!("{}/adamw/{n}", self.name), t));
         let ema = self.ema.iter().flatten();
         let ema = ema.map(|(n, t)| (format!("{}/ema/{n}", self.name), t.shallow_clone()));
-        params.chain(state).chain(ema).collect()
+        let old = self.old.iter().flatten();
+        let old = old.map(|(n, t)| (format!("{}/old/{n}", self.name), t.shallow_clone()));
+        params.chain(state).chain(ema).chain(old).collect()
     }
 
     /// Takes over a state that [`state`](Self::state) gave.
@@ -210,6 +263,9 @@ impl Branch {
         }
         for (name, average) in self.ema.iter().flatten() {
             take(format!("{}/ema/{name}", self.name), average)?;
+        }
+        for (name, old) in self.old.iter().flatten() {
+            take(format!("{}/old/{name}", self.name), old)?;
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ mod nft;
 mod settings;
 pub(crate) mod tally;
 
-pub use settings::{BranchSettings, Nft, Settings};
+pub use settings::{BranchSettings, Nft, OldPolicy, Settings};
 
 use crate::error::TrainError;
 use batch::{Batch, StepInput};
@@ -156,6 +156,8 @@ impl Engine {
             metrics = found;
             metrics.insert("updates".to_owned(), f64::from(update + 1));
         }
+        self.llm.follow()?;
+        self.dit.follow()?;
         metrics.insert("llm/tokens".to_owned(), totals.tokens);
         metrics.insert("llm/sequences".to_owned(), totals.sequences);
         metrics.insert("dit/terms".to_owned(), batch.dit_terms);
@@ -249,7 +251,7 @@ impl Engine {
         Ok(Some(value))
     }
 
-    /// The weights to publish: trained tensors only, by checkpoint name (or PEFT's, for adapters).
+    /// The weights that sample from now on: trained tensors only, by checkpoint name (or PEFT's, for adapters).
     ///
     /// # Errors
     /// libtorch refuses.
@@ -259,7 +261,7 @@ impl Engine {
                 return Ok(None);
             }
             let params: Tensors =
-                branch.params.iter().map(|(n, t)| (n.clone(), t.detach())).collect();
+                branch.published().iter().map(|(n, t)| (n.clone(), t.detach())).collect();
             Ok(Some(encode(&params, &describe(branch))?))
         };
         Ok(WeightFiles { llm: file(&self.llm)?, dit: file(&self.dit)? })

@@ -1,8 +1,9 @@
 //! The transformer's part of an update by DiffusionNFT: final images noised at some of the rollout's
 //! times, each once.
 //!
-//! The old policy is the one that sampled; with lag 0 that is the policy at the first update on a
-//! batch, so its velocities are computed there and kept for further updates.
+//! The old policy is the one that sampled. With lag 0 that is the policy at the first update on a
+//! batch, or the one that follows it, whose weights the branch keeps; its velocities are computed at
+//! the first update and kept for further ones.
 
 use super::batch::{Batch, LocalTrace};
 use super::settings::Nft;
@@ -12,12 +13,12 @@ use crate::error::TrainError;
 use duet_core::work::Window;
 use duet_core::{Purpose, Seed, SubtreeId};
 use duet_models::ModelError;
-use duet_models::artifact::RenderArtifact;
 use duet_models::dit::Dit;
 use duet_models::flow::FlowSchedule;
 use duet_models::loss::{NftBatch, nft_loss};
 use duet_models::render::{Condition, Sampler};
 use duet_torch::normal_tensor;
+use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
 /// Marks the seeds of training noise apart from those of rollouts.
@@ -34,14 +35,22 @@ pub fn accumulate(
     before: &mut Before,
     tally: &mut Tally,
 ) -> Result<(), TrainError> {
+    if engine.dit.lags() && before.dit.is_empty() {
+        // Together, so that the weights are changed once.
+        before.dit = engine.dit.sampling(|| {
+            let mut all = BTreeMap::new();
+            for (place, lesson) in lessons(engine, nft, batch) {
+                let velocities =
+                    |lesson: Lesson<'_>| lesson.velocities(engine, &engine.pipeline.dit);
+                all.insert(place, tch::no_grad(|| lesson.and_then(|l| Ok(velocities(l)?)))?);
+            }
+            Ok(all)
+        })?;
+    }
     for (t, tree) in batch.trees.iter().enumerate() {
         for (j, trace) in tree.traces.iter().enumerate() {
-            let Some((render, advantages)) = &trace.render else { continue };
-            if advantages.iter().all(Option::is_none) {
-                continue;
-            }
             let id = tree.id.subtree(j as u32);
-            let lesson = Lesson::new(engine, nft, (id, trace), (render, advantages))?;
+            let Some(lesson) = Lesson::new(engine, nft, (id, trace))? else { continue };
             let known = before.dit.get(&(t, j));
             let computed = match known {
                 Some(_) => None,
@@ -80,6 +89,21 @@ pub fn accumulate(
     Ok(())
 }
 
+/// All lessons of this rank, by (tree, trace).
+fn lessons<'a>(
+    engine: &'a Engine,
+    nft: Nft,
+    batch: &'a Batch,
+) -> impl Iterator<Item = ((usize, usize), Result<Lesson<'a>, TrainError>)> {
+    let places = batch.trees.iter().enumerate();
+    let places = places.flat_map(|(t, tree)| (0..tree.traces.len()).map(move |j| (t, j)));
+    places.filter_map(move |(t, j)| {
+        let tree = &batch.trees[t];
+        let lesson = Lesson::new(engine, nft, (tree.id.subtree(j as u32), &tree.traces[j]));
+        Some(((t, j), lesson.transpose()?))
+    })
+}
+
 /// The images of a sub-tree that are trained on, noised.
 struct Lesson<'a> {
     trace: &'a LocalTrace,
@@ -93,12 +117,16 @@ struct Lesson<'a> {
 }
 
 impl<'a> Lesson<'a> {
+    /// `None` where no image of the sub-tree is trained on.
     fn new(
         engine: &Engine,
         nft: Nft,
         (id, trace): (SubtreeId, &'a LocalTrace),
-        (render, advantages): (&RenderArtifact, &[Option<f64>]),
-    ) -> Result<Lesson<'a>, TrainError> {
+    ) -> Result<Option<Lesson<'a>>, TrainError> {
+        let Some((render, advantages)) = &trace.render else { return Ok(None) };
+        if advantages.iter().all(Option::is_none) {
+            return Ok(None);
+        }
         let last = render.last.as_ref().ok_or_else(|| {
             TrainError::Protocol(format!("the images of {id} were stored without their latents"))
         })?;
@@ -123,7 +151,7 @@ impl<'a> Lesson<'a> {
             })
             .collect();
         let advantages = advantages.iter().flatten().copied().collect();
-        Ok(Lesson { trace, clean, advantages, times, noised })
+        Ok(Some(Lesson { trace, clean, advantages, times, noised }))
     }
 
     fn velocity(&self, engine: &Engine, dit: &Dit, at: usize) -> Result<Tensor, ModelError> {

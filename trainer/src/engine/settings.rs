@@ -19,8 +19,34 @@ pub struct BranchSettings {
     pub lora: Option<LoraConfig>,
     /// Decay of the moving average of the trained weights; zero: none.
     pub ema: f64,
+    /// Which policy samples.
+    pub old: OldPolicy,
     /// Never trained in this run: no gradients, no optimiser.
     pub frozen: bool,
+}
+
+/// How the policy that samples follows the one that is trained: after optimiser step n,
+/// `old = d old + (1 - d) trained` (DiffusionNFT's `return_decay`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OldPolicy {
+    /// It is the trained one.
+    #[default]
+    Trained,
+    /// `d = min(n / 1000, 0.5)`.
+    Rising,
+    /// `d = 0` before step 75, then `min(0.0075 (n - 75), 0.999)`.
+    Late,
+}
+
+impl OldPolicy {
+    /// d after optimiser step `step`.
+    pub fn decay(self, step: u64) -> f64 {
+        match self {
+            OldPolicy::Trained => 0.0,
+            OldPolicy::Rising => (0.001 * step as f64).min(0.5),
+            OldPolicy::Late => (0.0075 * step.saturating_sub(75) as f64).min(0.999),
+        }
+    }
 }
 
 /// DiffusionNFT.

@@ -7,7 +7,7 @@
 use super::data::Worked;
 use crate::engine::branch::Branch;
 use crate::engine::tally::Tally;
-use crate::engine::{BranchSettings, llm};
+use crate::engine::{BranchSettings, OldPolicy, llm};
 use crate::error::TrainError;
 use duet_config::Sft;
 use duet_core::{Digest, Purpose, Seed};
@@ -112,7 +112,8 @@ impl Tuner {
         let sft = &settings.sft;
         let [beta1, beta2] = sft.betas;
         let adamw = AdamWOptions { beta1, beta2, eps: sft.eps, weight_decay: sft.weight_decay };
-        let branch = BranchSettings { lr: sft.lr, adamw, lora: None, frozen: false, ema: 0.0 };
+        let old = OldPolicy::Trained;
+        let branch = BranchSettings { lr: sft.lr, adamw, lora: None, frozen: false, ema: 0.0, old };
         let seed = settings.seed.derive(Purpose::Weights, &[2]);
         let branch = Branch::new("llm", &mut pipeline.lm, Lm::params, branch, &seed)?;
         let dropped = all - examples.len();

@@ -23,7 +23,7 @@ use duet_models::tokenizer::Tokenizer;
 use duet_models::vae::{Vae, VaeConfig};
 use duet_torch::optim::AdamWOptions;
 use duet_trainer::engine::batch::{StepInput, TraceFiles, share};
-use duet_trainer::engine::{BranchSettings, Settings};
+use duet_trainer::engine::{BranchSettings, OldPolicy, Settings};
 use std::path::Path;
 
 const CORPUS: [&str; 2] = [
@@ -123,20 +123,21 @@ pub fn render_options() -> RenderOptions {
 /// How the tests train, with the base model in `model`.
 pub fn settings(model: &Path) -> Settings {
     let adamw = AdamWOptions { weight_decay: 1e-4, ..AdamWOptions::default() };
+    let old = OldPolicy::Trained;
     Settings {
         model: model.to_path_buf(),
         load: LoadOptions::default(),
         seed: Seed::root(7),
         temperature: 1.0,
         render: render_options(),
-        llm: BranchSettings { lr: 1e-3, adamw, lora: None, ema: 0.0, frozen: false },
+        llm: BranchSettings { lr: 1e-3, adamw, lora: None, ema: 0.0, old, frozen: false },
         llm_loss: LlmLoss {
             objective: LlmObjective::Ppo { clip_low: 0.2, clip_high: 0.28, dual: None },
             aggregation: Aggregation::TokenMean,
             kl: None,
             importance_cap: None,
         },
-        dit: BranchSettings { lr: 1e-3, adamw, lora: None, ema: 0.0, frozen: false },
+        dit: BranchSettings { lr: 1e-3, adamw, lora: None, ema: 0.0, old, frozen: false },
         dit_loss: DitLoss {
             objective: DitObjective::Clip { range: 1e-4 },
             advantage_clip: 5.0,

@@ -3,7 +3,9 @@
 use super::Trained;
 use crate::error::Problems;
 use crate::raw::{Raw, Train};
-use crate::sections::{Branch, Dit, DitKl, DitObjective, Llm, LlmObjective, Lora, Optimizer};
+use crate::sections::{
+    Branch, Dit, DitKl, DitObjective, Llm, LlmObjective, Lora, NftOld, Optimizer,
+};
 
 /// `[llm]`
 pub(super) fn llm(raw: &Raw, trained: Trained, problems: &mut Problems) -> Llm {
@@ -77,6 +79,10 @@ pub(super) fn dit(raw: &Raw, trained: Trained, problems: &mut Problems) -> Dit {
         format!("is {}; it must be above 0", b.adv_clip)
     });
     divergence("dit.kl", b.kl, problems);
+    let nft_old = b.nft_old == NftOld::Trained || b.objective == DitObjective::Nft;
+    problems.check(nft_old, "dit.nft_old", || {
+        "belongs to dit.objective = \"nft\": set that or take it out".to_owned()
+    });
     let steps = raw.rollout.steps;
     let nft_times = if b.nft_times == 0 { steps.saturating_sub(1).max(1) } else { b.nft_times };
     if b.objective == DitObjective::Nft {
@@ -89,6 +95,7 @@ pub(super) fn dit(raw: &Raw, trained: Trained, problems: &mut Problems) -> Dit {
         dppo_limit: b.dppo_limit,
         nft_beta: b.nft_beta,
         nft_times,
+        nft_old: b.nft_old,
         adv_clip: b.adv_clip,
         kl: b.kl,
         kl_kind: b.kl_kind,

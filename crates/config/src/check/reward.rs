@@ -96,6 +96,12 @@ fn components(raw: &Raw, problems: &mut Problems) -> BTreeSet<String> {
             problems.check(!server.components.is_empty(), "reward.http.components", || {
                 "is empty; name what the server gives for each image".to_owned()
             });
+            for component in &server.refined {
+                let given = server.components.contains(component);
+                problems.check(given, "reward.http.refined", || {
+                    format!("`{component}` is not one of reward.http.components: add it there")
+                });
+            }
             for component in &server.components {
                 let new = known.insert(component.clone());
                 problems.check(new, "reward.http.components", || {
