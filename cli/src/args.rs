@@ -44,6 +44,9 @@ pub enum Command {
     /// Find out what something can be trusted with.
     #[command(subcommand)]
     Doctor(Doctor),
+    /// List, verify, export or prune the checkpoints of a run.
+    #[command(subcommand)]
+    Checkpoints(Checkpoints),
 }
 
 /// What to examine.
@@ -54,6 +57,66 @@ pub enum Doctor {
         /// A folder, or a URL.
         url: String,
     },
+}
+
+/// What to do with the checkpoints of a run.
+#[derive(Debug, Subcommand)]
+pub enum Checkpoints {
+    /// Show all: version, time, size, whether complete, and which is the newest.
+    List(RunArgs),
+    /// Read every byte and compare hashes; names each file that is not right.
+    Verify(VerifyArgs),
+    /// Write a folder as diffusers reads it: the base model with the checkpoint's weights put on.
+    Export(ExportArgs),
+    /// Delete all but the newest; never what a checkpoint that is kept names.
+    Prune(PruneArgs),
+}
+
+/// A run that need not be running.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// The run's folder, such as `runs/demo`, or the URL of its store.
+    pub run: String,
+}
+
+/// `checkpoints verify`.
+#[derive(Clone, Debug, Args)]
+pub struct VerifyArgs {
+    /// The run's folder, such as `runs/demo`, or the URL of its store.
+    pub run: String,
+    /// Only this version, or `newest`.
+    pub version: Option<String>,
+}
+
+/// `checkpoints export`.
+#[derive(Clone, Debug, Args)]
+pub struct ExportArgs {
+    /// The run's folder, such as `runs/demo`, or the URL of its store.
+    pub run: String,
+    /// Which version, or `newest`.
+    pub version: String,
+    /// Pipeline folder of the base model that the run started from.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// The folder to write; one of that name is replaced.
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+}
+
+/// `checkpoints prune`.
+#[derive(Clone, Debug, Args)]
+pub struct PruneArgs {
+    /// The run's folder, such as `runs/demo`, or the URL of its store.
+    pub run: String,
+    /// Keep the newest so many, at least one.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep: u32,
+    /// Besides, keep each version divisible by this; 0: none.
+    #[arg(long, value_name = "M", default_value_t = 0)]
+    pub keep_every: u64,
+    /// Only say what would be deleted.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// A configuration file with overrides.

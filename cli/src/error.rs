@@ -13,6 +13,9 @@ pub enum CliError {
     /// A report cannot be made.
     #[error(transparent)]
     Report(#[from] ReportError),
+    /// A store cannot be used, or something in it.
+    #[error(transparent)]
+    Store(Box<duet_store::StoreError>),
     /// A file or folder cannot be used.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {
@@ -61,6 +64,12 @@ pub enum CliError {
     Usage(String),
 }
 
+impl From<duet_store::StoreError> for CliError {
+    fn from(error: duet_store::StoreError) -> CliError {
+        CliError::Store(Box::new(error))
+    }
+}
+
 impl CliError {
     /// An `Io` error.
     pub fn io(what: &'static str, path: &Path, source: std::io::Error) -> CliError {
@@ -71,7 +80,7 @@ impl CliError {
     pub fn code(&self) -> u8 {
         match self {
             CliError::Config(_) => 78,
-            CliError::Report(_) | CliError::Io { .. } => 74,
+            CliError::Report(_) | CliError::Store(_) | CliError::Io { .. } => 74,
             CliError::Unreachable { .. } => 75,
             CliError::Usage(_) => 64,
             CliError::Child { code, .. } => *code,

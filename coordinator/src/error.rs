@@ -61,6 +61,12 @@ pub enum CoordinatorError {
     /// The journal and the configuration do not belong together.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// Metrics cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] duet_service::metrics::ServeError),
+    /// Traces cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] duet_service::traces::TraceError),
     /// A local file could not be written.
     #[error("cannot write {path}: {source}")]
     File {
@@ -97,6 +103,7 @@ impl CoordinatorError {
             | CoordinatorError::Prompts(_)
             | CoordinatorError::Occupied { .. }
             | CoordinatorError::OtherRun { .. }
+            | CoordinatorError::Traces(_)
             | CoordinatorError::Restore(_) => exit::CONFIG,
             CoordinatorError::RunFailed(_) => exit::OTHER,
             CoordinatorError::Store(error) => store_code(error),
@@ -107,6 +114,7 @@ impl CoordinatorError {
                 _ => exit::IO,
             },
             CoordinatorError::Server(_)
+            | CoordinatorError::Metrics(_)
             | CoordinatorError::Unreadable { .. }
             | CoordinatorError::Runtime(_)
             | CoordinatorError::File { .. } => exit::IO,

@@ -21,6 +21,7 @@ pub mod clock;
 pub mod codec;
 pub mod driver;
 pub mod error;
+pub mod exposition;
 pub mod grpc;
 pub mod identity;
 pub mod keeper;

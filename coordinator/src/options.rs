@@ -1,7 +1,7 @@
 //! What a coordinator needs to know.
 
 use crate::error::CoordinatorError;
-use duet_config::Config;
+use duet_config::{Config, Telemetry};
 use duet_core::Digest;
 use duet_core::spec::RunSpec;
 use duet_core::work::PromptRow;
@@ -40,6 +40,8 @@ pub struct Options {
     pub farewell: Duration,
     /// Which checkpoints are kept.
     pub retention: Retention,
+    /// Where metrics and traces go.
+    pub telemetry: Telemetry,
 }
 
 /// For workers to ask for work once more and be sent home.
@@ -72,6 +74,7 @@ impl Options {
                 every: u64::from(config.checkpoint.keep_every),
                 grace_ms: GRACE_MS,
             },
+            telemetry: config.telemetry.clone(),
         })
     }
 }

@@ -1,14 +1,17 @@
 //! A coordinator from its options to its end.
 
 use crate::codec;
-use crate::driver::{Driver, KeeperLine, Patience, Terms};
+use crate::driver::{Driver, KeeperLine, Patience, Terms, Witness};
 use crate::error::CoordinatorError;
+use crate::exposition;
 use crate::grpc::{Control, StatusPage, Workers};
 use crate::identity::Identity;
 use crate::keeper::Keeper;
 use crate::options::Options;
 use duet_core::scheduler::{FinishReason, Record, Scheduler, State};
+use duet_service::metrics::{self, Metrics, Scraped, table::Place};
 use duet_service::server::{self, Server};
+use duet_service::traces::{Process, Run, Traces};
 use duet_store::{Journal, Opened, keys};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -24,6 +27,7 @@ const KEEPING: Duration = Duration::from_secs(120);
 pub struct Service {
     options: Options,
     server: Server,
+    scraped: Option<Scraped>,
     opened: Restored,
 }
 
@@ -46,13 +50,20 @@ impl Service {
             .check(options.prompts.len())
             .map_err(duet_core::scheduler::RestoreError::from)?;
         let server = server::server(&options.listen).await?;
+        let scraped = match &options.telemetry.metrics {
+            Some(address) => Some(metrics::bind(address).await?),
+            None => None,
+        };
+        if let Some(scraped) = &scraped {
+            tracing::info!(address = %scraped.address(), "metrics at /metrics");
+        }
         let new = Identity::claim(&options).await?;
         let opened = restore(&options).await?;
         let state = opened.scheduler.state();
         let (run, generation) = (&options.run, opened.journal.generation());
         let (version, address) = (state.version, server.address());
         tracing::info!(run, new, %generation, %version, %address, "coordinator");
-        Ok(Service { options, server, opened })
+        Ok(Service { options, server, scraped, opened })
     }
 
     /// Where it listens.
@@ -60,12 +71,19 @@ impl Service {
         self.server.address()
     }
 
+    /// Where it serves `/metrics`, if it does.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.scraped.as_ref().map(Scraped::address)
+    }
+
     /// Serves until the run has ended or `shutdown` asked for the end and it has come.
     ///
     /// # Errors
     /// [`CoordinatorError::RunFailed`] when the run cannot go on; the journal or the server failed.
     pub async fn run(self, shutdown: CancellationToken) -> Result<FinishReason, CoordinatorError> {
-        let Service { options, server, opened } = self;
+        let Service { options, server, scraped, opened } = self;
+        let metrics = Metrics::new(Place::Coordinator);
+        let traces = traces(&options)?;
         let (keeper, jobs, kept) = Keeper::new(&options)?;
         let terms = Terms {
             run: options.run.clone(),
@@ -77,7 +95,9 @@ impl Service {
         let patience = Patience { stop: options.stop_within, farewell: options.farewell };
         let line = KeeperLine { jobs, kept };
         let Restored { journal, scheduler } = opened;
-        let (driver, handle) = Driver::new(scheduler, journal, terms, line, patience, shutdown);
+        let witness = Witness::new(metrics.clone(), traces.clone());
+        let (driver, handle) =
+            Driver::new(scheduler, journal, terms, line, patience, witness, shutdown);
 
         let closing = CancellationToken::new();
         let address = server.address();
@@ -86,8 +106,13 @@ impl Service {
             .await
             .with_status(StatusPage::new(handle.clone(), closing.clone()))
             .await
-            .with_control(Control::new(handle))
+            .with_control(Control::new(handle.clone()))
             .await;
+        let scraping = scraped.map(|scraped| {
+            let values = metrics.clone();
+            let refresh = move || exposition::refresh(handle.clone(), metrics.clone());
+            tokio::spawn(scraped.serve(values, refresh))
+        });
         let keeper = tokio::spawn(keeper.run());
         let mut serving = tokio::spawn(server.serve(closing.clone()));
         if let Some(path) = &options.ready_file {
@@ -104,11 +129,22 @@ impl Service {
         if tokio::time::timeout(KEEPING, keeper).await.is_err() {
             tracing::warn!("tables were not written in time: resuming the run writes them");
         }
+        if let Some(scraping) = scraping {
+            scraping.abort();
+        }
+        traces.finish().await;
         match ended? {
             FinishReason::Failed(reason) => Err(CoordinatorError::RunFailed(reason)),
             reason => Ok(reason),
         }
     }
+}
+
+/// Traces as they are configured.
+fn traces(options: &Options) -> Result<Traces, CoordinatorError> {
+    let run = Run { name: options.run.clone(), config: options.config };
+    let process = Process { service: "duet-coordinator", instance: "coordinator" };
+    Ok(Traces::start(options.telemetry.otlp.as_deref(), run, process)?)
 }
 
 fn stopped_serving(

@@ -8,7 +8,9 @@ use crate::serve::{Worker, serve};
 use crate::world::WorldScorer;
 use duet_config::{Config, Reward, Scorer as Kind};
 use duet_core::{Role, WorkerId};
+use duet_service::observe::{Observer, Showing};
 use duet_service::shutdown;
+use duet_service::traces::Run;
 use duet_service::worker::{Session, SessionError, WorkerOptions};
 use duet_store::Store;
 use duet_torch::device::DeviceThread;
@@ -81,9 +83,10 @@ async fn work(args: &RunArgs, config: &Config, device: DeviceThread<Panel>) -> R
         config_digest: config.digest(),
         reconnect_deadline: RECONNECT,
     };
+    let observer = observer(args, config).await?;
     let mut session = match Session::connect(options, token).await {
         Err(SessionError::Stopped) => return Ok(()),
-        session => session?,
+        session => session?.observed(observer.clone()),
     };
     let reason = match serve(&mut session, &worker).await {
         Err(SessionError::Stopped) => "told to stop by a signal".to_owned(),
@@ -91,5 +94,20 @@ async fn work(args: &RunArgs, config: &Config, device: DeviceThread<Panel>) -> R
     };
     tracing::info!(reason, "leaving");
     session.leave(&reason).await;
+    observer.finish().await;
     Ok(())
+}
+
+/// Metrics and traces, as `[telemetry]` says.
+async fn observer(args: &RunArgs, config: &Config) -> Result<Observer, Failure> {
+    let run = Run { name: config.run.name.clone(), config: config.digest() };
+    let telemetry = &config.telemetry;
+    let showing = Showing {
+        run: &run,
+        worker: &args.id,
+        role: "reward",
+        metrics: telemetry.worker_metrics.as_deref(),
+        otlp: telemetry.otlp.as_deref(),
+    };
+    Observer::start(showing).await.map_err(|error| Failure::Io(error.to_string()))
 }

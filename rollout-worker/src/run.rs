@@ -13,7 +13,9 @@ use duet_models::lora::LoraConfig;
 use duet_models::pipeline::{LoadOptions, Pipeline};
 use duet_models::render::RenderOptions;
 use duet_models::sde::SdeKind;
+use duet_service::observe::{Observer, Showing};
 use duet_service::shutdown;
+use duet_service::traces::Run;
 use duet_service::worker::{Session, SessionError, WorkerOptions};
 use duet_store::Store;
 use duet_torch::device::DeviceThread;
@@ -61,9 +63,10 @@ async fn work(
         config_digest: config.digest(),
         reconnect_deadline: RECONNECT,
     };
+    let observer = observer(args, config).await?;
     let mut session = match Session::connect(options, token).await {
         Err(SessionError::Stopped) => return Ok(()),
-        session => session?,
+        session => session?.observed(observer.clone()),
     };
     let worker = Worker::new(device, store.artifacts());
     let reason = match serve(&mut session, &worker).await {
@@ -72,7 +75,22 @@ async fn work(
     };
     tracing::info!(reason, "leaving");
     session.leave(&reason).await;
+    observer.finish().await;
     Ok(())
+}
+
+/// Metrics and traces, as `[telemetry]` says.
+async fn observer(args: &RunArgs, config: &Config) -> Result<Observer, Failure> {
+    let run = Run { name: config.run.name.clone(), config: config.digest() };
+    let telemetry = &config.telemetry;
+    let showing = Showing {
+        run: &run,
+        worker: &args.id,
+        role: "rollout",
+        metrics: telemetry.worker_metrics.as_deref(),
+        otlp: telemetry.otlp.as_deref(),
+    };
+    Observer::start(showing).await.map_err(|error| Failure::Io(error.to_string()))
 }
 
 /// Loads the models, on the thread that will own them.

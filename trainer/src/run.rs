@@ -9,7 +9,9 @@ use crate::serve::{Trainer, serve};
 use crate::translate;
 use duet_config::{Config, Device};
 use duet_core::{Role, WorkerId};
+use duet_service::observe::{Observer, Showing};
 use duet_service::shutdown;
+use duet_service::traces::Run;
 use duet_service::worker::{Session, SessionError, WorkerOptions};
 use duet_store::Store;
 use duet_torch::device::DeviceThread;
@@ -66,9 +68,10 @@ async fn work(
         config_digest: config.digest(),
         reconnect_deadline: RECONNECT,
     };
+    let observer = observer(args, config).await?;
     let mut session = match Session::connect(options, token).await {
         Err(SessionError::Stopped) => return Ok(()),
-        session => session?,
+        session => session?.observed(observer.clone()),
     };
     let deadline = Duration::from_millis(config.trainer.collective_timeout_ms);
     let mut trainer = Trainer::new(device, store, (host, deadline), session.aborted());
@@ -78,5 +81,20 @@ async fn work(
     };
     tracing::info!(reason, "leaving");
     session.leave(&reason).await;
+    observer.finish().await;
     Ok(())
+}
+
+/// Metrics and traces, as `[telemetry]` says.
+async fn observer(args: &RunArgs, config: &Config) -> Result<Observer, Failure> {
+    let run = Run { name: config.run.name.clone(), config: config.digest() };
+    let telemetry = &config.telemetry;
+    let showing = Showing {
+        run: &run,
+        worker: &args.id,
+        role: "trainer",
+        metrics: telemetry.worker_metrics.as_deref(),
+        otlp: telemetry.otlp.as_deref(),
+    };
+    Observer::start(showing).await.map_err(|error| Failure::Io(error.to_string()))
 }

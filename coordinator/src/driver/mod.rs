@@ -11,10 +11,12 @@ mod pace;
 mod request;
 mod status;
 mod waiting;
+mod witness;
 
 pub use handle::{Gone, Handle, Terms};
 pub use request::{Beat, Polled};
 pub use status::{GoneWorker, RunStatus};
+pub use witness::Witness;
 
 use crate::clock::Clock;
 use crate::codec;
@@ -23,14 +25,14 @@ use crate::keeper::{Job, Kept};
 use duet_core::scheduler::{
     Command, Effect, Event, FinishReason, Output, Record, Scheduler, Verdict,
 };
-use duet_core::{Millis, TrainerEpoch, WorkerId};
+use duet_core::{Millis, Role, TrainerEpoch, WorkerId};
 use duet_store::Journal;
 use duet_store::journal::{MAX_RECORDS, MAX_SEGMENT};
 use ending::Ending;
 use request::Request;
 use status::Board;
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use waiting::Waiting;
@@ -73,6 +75,7 @@ pub struct Driver {
     /// The newest trainer group that is over, for whoever may still be in it.
     aborted: BTreeMap<WorkerId, TrainerEpoch>,
     board: Board,
+    witness: Witness,
     ending: Ending,
     since_snapshot: usize,
     /// What the requests of this turn have caused so far.
@@ -97,6 +100,7 @@ impl Driver {
         terms: Terms,
         keeper: KeeperLine,
         patience: Patience,
+        witness: Witness,
         shutdown: CancellationToken,
     ) -> (Driver, Handle) {
         let (to, inbox) = mpsc::channel(INBOX);
@@ -104,6 +108,7 @@ impl Driver {
         let clock = Clock::start();
         let driver = Driver {
             board: Board::new(&terms.run, clock, scheduler.state()),
+            witness,
             scheduler,
             journal,
             clock,
@@ -195,7 +200,12 @@ impl Driver {
             Event::Registered { worker, .. } => Some(worker.clone()),
             _ => None,
         };
+        let noted = witness::notices(&event).then(|| event.clone());
         let verdict = self.scheduler.handle(now, event);
+        if let Some(noted) = noted {
+            self.witness.event(now, &noted, &verdict);
+            self.published(now);
+        }
         if let Some(worker) = joined.filter(|_| verdict == Verdict::Accepted) {
             // A process that is new here belongs to no group: whatever it thinks it is in is over.
             self.aborted.insert(worker, self.scheduler.state().epoch);
@@ -205,6 +215,16 @@ impl Driver {
         }
         self.collect();
         verdict
+    }
+
+    /// Notes it when every rollout worker holds the newest version.
+    fn published(&mut self, now: Millis) {
+        let Some(newest) = self.witness.publishing() else { return };
+        let workers = self.scheduler.status(now).workers;
+        let mut rollout = workers.iter().filter(|worker| worker.role == Role::Rollout);
+        if rollout.all(|worker| worker.version.is_some_and(|version| version >= newest)) {
+            self.witness.published(now);
+        }
     }
 
     fn stop(&mut self, why: &str) {
@@ -225,7 +245,9 @@ impl Driver {
     /// Moves what the scheduler has to say into the turn.
     fn collect(&mut self) {
         while let Some(Output { records, effects }) = self.scheduler.poll_output() {
-            self.board.tally(self.clock.now(), &records, &effects, self.scheduler.state());
+            let (now, state) = (self.clock.now(), self.scheduler.state());
+            self.board.tally(now, &records, &effects, state);
+            self.witness.decided(now, &records, &effects, state);
             self.turn.records.extend(records);
             self.turn.effects.extend(effects);
         }
@@ -237,7 +259,9 @@ impl Driver {
         let encoded: Vec<Vec<u8>> =
             turn.records.iter().map(codec::encode_record).collect::<Result<_, _>>()?;
         for batch in batches(&encoded) {
+            let started = Instant::now();
             self.journal.append(batch).await?;
+            self.witness.appended(batch.len(), started.elapsed());
         }
         self.carry_out(turn.effects).await;
         self.waiting.over(turn.over);

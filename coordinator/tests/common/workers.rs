@@ -2,11 +2,14 @@
 //! are, and artifacts are really written.
 
 use bytes::Bytes;
+use duet_config::Telemetry;
 use duet_core::work::{
     Assignment, Done, Finish, Lease, Outcome, Report, Score, Step, StepDone, Trace, Unit, Weights,
     Work,
 };
 use duet_core::{ArtifactRef, Digest, Millis, PolicyVersion, Role, WorkerId};
+use duet_service::observe::{Observer, Showing};
+use duet_service::traces::Run;
 use duet_service::worker::{Session, SessionError, WorkerOptions};
 use duet_store::{Store, keys};
 use std::collections::BTreeMap;
@@ -39,6 +42,15 @@ pub fn worker_options(url: &str, name: &str, role: Role, config: Digest) -> Work
     }
 }
 
+/// Two rollout workers, a reward worker and two trainer ranks.
+const NAMES: [(&str, Role); 5] = [
+    ("rollout-0", Role::Rollout),
+    ("rollout-1", Role::Rollout),
+    ("reward-0", Role::Reward),
+    ("trainer-0", Role::Trainer),
+    ("trainer-1", Role::Trainer),
+];
+
 /// Workers of every role.
 pub struct Crew {
     pub tasks: JoinSet<Result<(), SessionError>>,
@@ -49,20 +61,44 @@ pub struct Crew {
 impl Crew {
     /// Two rollout workers, a reward worker and two trainer ranks.
     pub fn hire(url: &str, store: &Store, config: Digest) -> Crew {
+        Crew::hire_with(url, store, config, |_| Observer::off())
+    }
+
+    /// The same, each with its own metrics and traces.
+    pub async fn hire_observed(
+        url: &str,
+        store: &Store,
+        config: Digest,
+        telemetry: &Telemetry,
+    ) -> Crew {
+        let run = Run { name: "test".to_owned(), config };
+        let mut observers = BTreeMap::new();
+        for (worker, role) in NAMES {
+            let role = match role {
+                Role::Rollout => "rollout",
+                Role::Reward => "reward",
+                Role::Trainer => "trainer",
+            };
+            let otlp = telemetry.otlp.as_deref();
+            let showing = Showing { run: &run, worker, role, metrics: None, otlp };
+            observers.insert(worker, Observer::start(showing).await.unwrap());
+        }
+        Crew::hire_with(url, store, config, |name| observers[name].clone())
+    }
+
+    fn hire_with(
+        url: &str,
+        store: &Store,
+        config: Digest,
+        observer: impl Fn(&str) -> Observer,
+    ) -> Crew {
         let (shutdown, ledger) = (CancellationToken::new(), Ledger::default());
         let mut tasks = JoinSet::new();
-        let names = [
-            ("rollout-0", Role::Rollout),
-            ("rollout-1", Role::Rollout),
-            ("reward-0", Role::Reward),
-            ("trainer-0", Role::Trainer),
-            ("trainer-1", Role::Trainer),
-        ];
-        for (name, role) in names {
+        for (name, role) in NAMES {
             let options = worker_options(url, name, role, config);
             let worker =
                 Worker { store: store.clone(), ledger: ledger.clone(), version: 0, place: (0, 1) };
-            tasks.spawn(worker.run(options, shutdown.clone()));
+            tasks.spawn(worker.run(options, shutdown.clone(), observer(name)));
         }
         Crew { tasks, shutdown, ledger }
     }
@@ -89,8 +125,9 @@ impl Worker {
         mut self,
         options: WorkerOptions,
         shutdown: CancellationToken,
+        observer: Observer,
     ) -> Result<(), SessionError> {
-        let session = Session::connect(options, shutdown).await?;
+        let session = Session::connect(options, shutdown).await?.observed(observer.clone());
         loop {
             match session.next().await? {
                 Assignment::Lease(lease) => {
@@ -124,6 +161,7 @@ impl Worker {
                 }
                 Assignment::Leave { .. } => {
                     session.leave("sent home").await;
+                    observer.finish().await;
                     return Ok(());
                 }
             }

@@ -24,6 +24,7 @@ pub(crate) fn of(raw: &Raw) -> Digest {
     deciding.checkpoint = crate::sections::Checkpoint::default();
     deciding.security = Security::default();
     deciding.evaluation = Evaluation::default();
+    deciding.telemetry = crate::telemetry::Telemetry::default();
     // The prompts are hashed by their contents where a run begins.
     deciding.data.prompts = None;
     deciding.reward.timeout_ms = 0;

@@ -19,6 +19,7 @@ mod raw;
 mod sections;
 mod sft;
 mod spec;
+mod telemetry;
 
 pub use error::{ConfigError, Problem};
 pub use presets::PRESETS;
@@ -32,3 +33,4 @@ pub use sections::{
 };
 pub use sft::Sft;
 pub use spec::Config;
+pub use telemetry::Telemetry;

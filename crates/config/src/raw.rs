@@ -35,6 +35,7 @@ pub struct Raw {
     /// `[sft]`. Default: none, reinforcement learning starts from the model as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sft: Option<Sft>,
+    pub telemetry: crate::telemetry::Telemetry,
 }
 
 /// Where the window lies.

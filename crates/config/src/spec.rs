@@ -59,6 +59,8 @@ pub struct Config {
     pub evaluation: Evaluation,
     /// `[sft]`
     pub sft: Option<Sft>,
+    /// `[telemetry]`
+    pub telemetry: crate::telemetry::Telemetry,
 }
 
 impl Config {

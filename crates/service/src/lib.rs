@@ -6,9 +6,12 @@
 
 pub mod channel;
 pub mod exit;
+pub mod metrics;
+pub mod observe;
 pub mod server;
 pub mod shutdown;
 pub mod telemetry;
+pub mod traces;
 pub mod worker;
 
 pub use channel::channel;

@@ -34,7 +34,7 @@ impl Artifacts {
     pub async fn put(&self, key: &str, bytes: Bytes) -> Result<ArtifactRef> {
         let (digest, length) = (digest(&bytes).await, bytes.len() as u64);
         let reference = ArtifactRef { key: key.to_owned(), digest, bytes: length };
-        match self.store.create(key, bytes.clone()).await {
+        match self.store.create_large(key, bytes.clone()).await {
             Ok(()) => Ok(reference),
             Err(StoreError::Exists { .. }) if self.store.holds(key, &bytes).await? => Ok(reference),
             Err(StoreError::Exists { .. }) => Err(self.store.conflict(key)),

@@ -22,6 +22,7 @@ pub mod doctor;
 pub mod error;
 pub mod journal;
 pub mod keys;
+mod large;
 pub mod lineage;
 mod remote;
 pub mod store;

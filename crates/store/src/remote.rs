@@ -33,6 +33,7 @@ fn absent(scheme: &str) -> String {
 mod networked {
     use super::{Result, Store, StoreError, without_credentials};
     use crate::store::Limits;
+    use object_store::multipart::MultipartStore;
     use object_store::path::Path;
     use object_store::prefix::PrefixStore;
     use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
@@ -47,6 +48,7 @@ mod networked {
     #[cfg(feature = "s3")]
     pub(super) fn s3(url: &str) -> Result<Store> {
         let (bucket, prefix) = parts(url)?;
+        tls();
         let built = object_store::aws::AmazonS3Builder::from_env()
             .with_bucket_name(bucket)
             .with_conditional_put(object_store::aws::S3ConditionalPut::ETagMatch)
@@ -66,6 +68,7 @@ mod networked {
     #[cfg(feature = "gcs")]
     pub(super) fn gcs(url: &str) -> Result<Store> {
         let (bucket, prefix) = parts(url)?;
+        tls();
         let built = object_store::gcp::GoogleCloudStorageBuilder::from_env()
             .with_bucket_name(bucket)
             .with_retry(once())
@@ -84,6 +87,7 @@ mod networked {
     #[cfg(feature = "azure")]
     pub(super) fn azure(url: &str) -> Result<Store> {
         let (container, prefix) = parts(url)?;
+        tls();
         let built = object_store::azure::MicrosoftAzureBuilder::from_env()
             .with_container_name(container)
             .with_retry(once())
@@ -97,6 +101,15 @@ mod networked {
             )
             .build();
         store(url, prefix, built)
+    }
+
+    /// Objects that are larger go in parts of this size.
+    const PART: u64 = 16 << 20;
+
+    /// TLS for every client of this process: what gRPC uses, too.
+    fn tls() {
+        // Somebody else's choice stands.
+        drop(rustls::crypto::ring::default_provider().install_default());
     }
 
     /// One try only: [`Store`] counts tries itself, and must know of each, since a creation whose
@@ -124,7 +137,7 @@ mod networked {
         Ok((bucket, prefix))
     }
 
-    fn store<B: ObjectStore>(
+    fn store<B: ObjectStore + MultipartStore>(
         url: &str,
         prefix: Path,
         built: object_store::Result<B>,
@@ -133,7 +146,9 @@ mod networked {
             url: without_credentials(url),
             reason: format!("{error}; credentials come from the usual environment variables"),
         })?;
-        let backend = Arc::new(PrefixStore::new(backend, prefix));
+        let backend = Arc::new(backend);
+        let parts: Arc<dyn MultipartStore> = backend.clone();
+        let backend = Arc::new(PrefixStore::new(backend, prefix.clone()));
         // About three minutes of trouble are sat out.
         let limits = Limits {
             tries: 14,
@@ -141,6 +156,6 @@ mod networked {
             backoff_max: Duration::from_secs(20),
             ..Limits::default()
         };
-        Ok(Store::with_backend(backend, url).with_limits(limits))
+        Ok(Store::with_backend(backend, url).with_limits(limits).in_parts(parts, prefix, PART))
     }
 }

@@ -3,9 +3,11 @@
 use crate::artifacts::Artifacts;
 use crate::checkpoint::Checkpoints;
 use crate::error::{Result, StoreError, name};
+use crate::large::Large;
 use crate::lineage::Lineage;
 use bytes::Bytes;
 use futures::StreamExt;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path as Key;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use std::future::Future;
@@ -66,6 +68,8 @@ pub struct Store {
     place: Arc<str>,
     root: Option<Arc<Path>>,
     limits: Limits,
+    /// How large objects are written; `None`: as all others.
+    large: Option<Large>,
 }
 
 impl Store {
@@ -119,7 +123,15 @@ impl Store {
             place: without_credentials(place).into(),
             root: None,
             limits: Limits::default(),
+            large: None,
         }
+    }
+
+    /// The same store, which writes artifacts of more than `part` bytes in parts below `prefix` of a
+    /// backend.
+    pub fn in_parts(mut self, backend: Arc<dyn MultipartStore>, prefix: Key, part: u64) -> Store {
+        self.large = Some(Large::new(backend, prefix, part));
+        self
     }
 
     /// The same store with other limits.
@@ -176,6 +188,19 @@ impl Store {
             Err(StoreError::Exists { .. }) if tries > 1 && self.holds(key, &bytes).await? => Ok(()),
             Err(error) => Err(error),
             Ok(_) => Ok(()),
+        }
+    }
+
+    /// As [`Store::create`], in parts where the store wants that for so many bytes. Then two writers
+    /// of the same key at the same moment are not told from each other, so this is for keys that
+    /// only one writer has.
+    pub(crate) async fn create_large(&self, key: &str, bytes: Bytes) -> Result<()> {
+        match self.large.as_ref().filter(|large| large.takes(bytes.len() as u64)) {
+            Some(large) => {
+                self.key(key)?;
+                large.create(self, key, bytes).await
+            }
+            None => self.create(key, bytes).await,
         }
     }
 
@@ -288,7 +313,7 @@ impl Store {
     }
 
     /// Runs one operation with the limits.
-    async fn retry<T, F>(
+    pub(crate) async fn retry<T, F>(
         &self,
         operation: &'static str,
         key: &str,

@@ -169,9 +169,12 @@ proptest! {
             for version in pruned.versions {
                 assert!(every == 0 || version.0 % every != 0);
                 let left = store.list(&keys::checkpoint(version)).await.unwrap();
-                assert!(left.iter().all(|e| e.key.ends_with("shared") || e.key.ends_with("live")), "{left:?}");
+                let may = |e: &duet_store::Entry| e.bytes == 0 || e.key.ends_with("shared") || e.key.ends_with("live");
+                assert!(left.iter().all(may), "{left:?}");
             }
             assert_eq!(all.prune(retention, &protect, LATER).await.unwrap().objects, 0, "settled");
+            let marks = store.list(keys::CHECKPOINTS).await.unwrap();
+            assert!(marks.iter().all(|e| e.bytes > 0), "marks go, too: {marks:?}");
         });
     }
 }

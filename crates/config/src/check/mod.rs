@@ -43,6 +43,7 @@ pub(crate) fn config(raw: Raw, problems: &mut Problems) -> Option<Config> {
     if let Some(sft) = &raw.sft {
         sft.check(raw.model.bootstrap.is_some(), raw.trainer.world_size, problems);
     }
+    crate::telemetry::check(&raw, problems);
     Some(Config {
         run: raw.run.clone(),
         model: raw.model.clone(),
@@ -62,6 +63,7 @@ pub(crate) fn config(raw: Raw, problems: &mut Problems) -> Option<Config> {
         security: raw.security.clone(),
         evaluation: raw.evaluation.clone(),
         sft: raw.sft.clone(),
+        telemetry: raw.telemetry.clone(),
         raw,
     })
 }

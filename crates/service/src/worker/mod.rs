@@ -7,6 +7,7 @@ mod retry;
 
 pub use error::SessionError;
 
+use crate::observe::Observer;
 use duet_core::work::{Assignment, Report};
 use duet_core::{Digest, Generation, Role, TrainerEpoch, WorkerId};
 use duet_proto::v1 as wire;
@@ -51,6 +52,7 @@ pub struct Session {
     link: Arc<Link>,
     heart: CancellationToken,
     _heart_stops_with_us: Arc<DropGuard>,
+    observer: Observer,
 }
 
 impl Session {
@@ -75,7 +77,14 @@ impl Session {
         let heart = CancellationToken::new();
         tokio::spawn(heartbeat::beat(link.clone(), heart.clone()));
         let guard = Arc::new(heart.clone().drop_guard());
-        Ok(Session { link, heart, _heart_stops_with_us: guard })
+        let observer = Observer::off();
+        Ok(Session { link, heart, _heart_stops_with_us: guard, observer })
+    }
+
+    /// The same session, which tells `observer` of each assignment and report.
+    pub fn observed(mut self, observer: Observer) -> Session {
+        self.observer = observer;
+        self
     }
 
     /// The next thing to do; waits for it, through lost connections and new coordinators.
@@ -87,7 +96,7 @@ impl Session {
         tokio::select! {
             biased;
             () = self.link.shutdown.cancelled() => Err(SessionError::Stopped),
-            assignment = self.poll() => assignment,
+            assignment = self.poll() => assignment.inspect(|given| self.observer.received(given)),
         }
     }
 
@@ -128,6 +137,7 @@ impl Session {
     pub async fn report(&self, report: Report) -> Result<Verdict, SessionError> {
         let message = wire::Report::from(&report);
         Report::try_from(message.clone())?;
+        self.observer.reporting(&report);
         let mut retry = self.link.retry();
         loop {
             let known = self.link.known();

@@ -5,12 +5,12 @@ mod manifest;
 mod prune;
 
 pub use manifest::{FORMAT, MAX_MANIFEST_BYTES, Manifest};
-pub use prune::{Pruned, Retention};
+pub use prune::{Plan, Pruned, Retention};
 
 use crate::artifacts::Artifacts;
 use crate::error::{Result, StoreError};
 use crate::keys;
-use crate::store::Store;
+use crate::store::{Entry, Store};
 use duet_core::{ArtifactRef, Digest, PolicyVersion};
 use futures::{StreamExt, TryStreamExt};
 
@@ -53,6 +53,11 @@ impl Checkpoints {
         match self.store.create(&key, bytes.clone()).await {
             Ok(()) => Ok(Artifacts::reference(&key, &bytes)),
             Err(StoreError::Exists { .. }) => {
+                if self.store.size(&key).await? == Some(0) {
+                    // Retention was faster: see `prune`.
+                    let reason = "retention gave this version up before it was complete";
+                    return Err(self.store.corrupt(&key, reason));
+                }
                 let found = self.load(&key).await?;
                 self.check_present(&found.manifest).await?;
                 if found.manifest.same_state(manifest) {
@@ -80,7 +85,7 @@ impl Checkpoints {
     /// What can happen to any operation.
     pub async fn list(&self) -> Result<Vec<PolicyVersion>> {
         let entries = self.store.list(keys::CHECKPOINTS).await?;
-        Ok(entries.iter().filter_map(|entry| keys::manifest_version(&entry.key)).collect())
+        Ok(versions(&entries))
     }
 
     /// The checkpoint of a version.
@@ -138,7 +143,11 @@ impl Checkpoints {
         Ok(self.newest_found().await?.map(|found| found.manifest))
     }
 
-    async fn check_present(&self, manifest: &Manifest) -> Result<()> {
+    /// Whether everything that a manifest names is there, with the right length; reads nothing of it.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] or [`StoreError::Corrupt`] naming the first object that is not right.
+    pub async fn check_present(&self, manifest: &Manifest) -> Result<()> {
         let artifacts = self.store.artifacts();
         for object in manifest.objects() {
             artifacts.check_size(&object).await?;
@@ -159,4 +168,10 @@ impl Checkpoints {
         let reference = ArtifactRef { key: key.to_owned(), digest, bytes: bytes.len() as u64 };
         Ok(Found { reference, manifest })
     }
+}
+
+/// Versions that have a manifest. An empty file in its place is a mark of retention.
+fn versions(entries: &[Entry]) -> Vec<PolicyVersion> {
+    let manifests = entries.iter().filter(|entry| entry.bytes > 0);
+    manifests.filter_map(|entry| keys::manifest_version(&entry.key)).collect()
 }

@@ -4,8 +4,9 @@ use super::{Checkpoints, Found};
 use crate::error::{Result, StoreError};
 use crate::keys;
 use crate::store::Entry;
+use bytes::Bytes;
 use duet_core::PolicyVersion;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Which checkpoints are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,12 +29,82 @@ pub struct Pruned {
     pub objects: usize,
 }
 
+/// What retention would delete, found without deleting anything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Checkpoints that are not kept, ascending.
+    pub versions: Vec<PolicyVersion>,
+    /// Objects that belong to no checkpoint any more, by the version whose folder or manifest they
+    /// are of; manifests not counted.
+    pub objects: BTreeMap<PolicyVersion, BTreeSet<String>>,
+    /// Bytes of all these objects, as far as the listing shows.
+    pub bytes: u64,
+    /// Marks of earlier retention that have served their time.
+    marks: Vec<PolicyVersion>,
+}
+
 impl Checkpoints {
-    /// Deletes what need not be kept. An object that a kept manifest names, or that `protect`
-    /// holds, is never deleted, wherever it lies.
+    /// What [`Checkpoints::prune`] would delete now.
     ///
-    /// A manifest goes before what it names, so that a crash in between leaves no manifest that
-    /// promises what is gone. When a kept manifest cannot be read, nothing at all is deleted.
+    /// # Errors
+    /// [`StoreError::Corrupt`] naming a manifest that cannot be read.
+    pub async fn plan(
+        &self,
+        retention: Retention,
+        protect: &BTreeSet<String>,
+        now_unix_ms: u64,
+    ) -> Result<Plan> {
+        let entries = self.store.list(keys::CHECKPOINTS).await?;
+        let versions = super::versions(&entries);
+        let Some(newest) = versions.last().copied() else { return Ok(Plan::default()) };
+        let (kept, doomed) = split(&versions, retention);
+
+        let mut needed = protect.clone();
+        for version in kept {
+            let Found { reference, manifest } = self.at(version).await?;
+            needed.insert(reference.key);
+            needed.extend(manifest.objects().into_iter().map(|object| object.key));
+        }
+        let old = old(retention, now_unix_ms);
+        let mut objects = orphans(&entries, &versions, newest, old);
+        let mut sizes: BTreeMap<String, u64> =
+            entries.iter().map(|entry| (entry.key.clone(), entry.bytes)).collect();
+        for version in &doomed {
+            let manifest = match self.at(*version).await {
+                Ok(found) => Some(found.manifest),
+                Err(StoreError::Corrupt { .. }) => None,
+                Err(error) => return Err(error),
+            };
+            let garbage = objects.entry(*version).or_default();
+            for object in manifest.iter().flat_map(|manifest| manifest.objects()) {
+                sizes.insert(object.key.clone(), object.bytes);
+                garbage.insert(object.key);
+            }
+            let folder = format!("{}/", keys::checkpoint(*version));
+            let inside = entries.iter().filter(|entry| entry.key.starts_with(&folder));
+            garbage.extend(inside.map(|entry| entry.key.clone()));
+        }
+        for garbage in objects.values_mut() {
+            garbage.retain(|key| !needed.contains(key) && keys::manifest_version(key).is_none());
+        }
+        objects.retain(|version, garbage| doomed.contains(version) || !garbage.is_empty());
+        let bytes = objects.values().flatten().filter_map(|key| sizes.get(key)).sum();
+        let marks = entries.iter().filter(|entry| entry.bytes == 0 && entry.modified_unix_ms < old);
+        let marks = marks.filter_map(|entry| keys::manifest_version(&entry.key));
+        let marks = marks.filter(|version| !objects.contains_key(version)).collect();
+        Ok(Plan { versions: doomed, objects, bytes, marks })
+    }
+
+    /// Deletes what need not be kept. An object that a kept manifest names, or that `protect`
+    /// holds, is never deleted, wherever it lies. When a kept manifest cannot be read, nothing at all
+    /// is deleted.
+    ///
+    /// A version is given up before its objects go: its manifest is deleted, so that a crash in
+    /// between leaves no manifest that promises what is gone, and an empty file is created in its
+    /// place. Who still wants to complete that version collides with the mark; and where the mark
+    /// collides with a manifest that was just completed, the version's objects stay. So nothing is
+    /// deleted that a manifest names, whoever writes meanwhile. Marks go with a later pruning, when
+    /// they are older than the grace.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] naming a manifest that cannot be read.
@@ -43,42 +114,37 @@ impl Checkpoints {
         protect: &BTreeSet<String>,
         now_unix_ms: u64,
     ) -> Result<Pruned> {
-        let entries = self.store.list(keys::CHECKPOINTS).await?;
-        let versions: Vec<PolicyVersion> =
-            entries.iter().filter_map(|entry| keys::manifest_version(&entry.key)).collect();
-        let Some(newest) = versions.last().copied() else { return Ok(Pruned::default()) };
-        let (kept, doomed) = split(&versions, retention);
-
-        let mut needed = protect.clone();
-        for version in kept {
-            let Found { reference, manifest } = self.at(version).await?;
-            needed.insert(reference.key);
-            needed.extend(manifest.objects().into_iter().map(|object| object.key));
-        }
-        let mut garbage: Vec<String> = orphans(&entries, &versions, newest, retention, now_unix_ms);
-        for version in &doomed {
-            let manifest = match self.at(*version).await {
-                Ok(found) => Some(found.manifest),
-                Err(StoreError::Corrupt { .. }) => None,
-                Err(error) => return Err(error),
-            };
-            let named = manifest.iter().flat_map(|manifest| manifest.objects());
-            garbage.extend(named.map(|object| object.key));
-            let folder = format!("{}/", keys::checkpoint(*version));
-            let inside = entries.iter().filter(|entry| entry.key.starts_with(&folder));
-            garbage.extend(inside.map(|entry| entry.key.clone()));
-        }
-        garbage.sort_unstable();
-        garbage.dedup();
-        garbage.retain(|key| !needed.contains(key) && keys::manifest_version(key).is_none());
-
-        for version in &doomed {
+        let plan = self.plan(retention, protect, now_unix_ms).await?;
+        let mut pruned = Pruned::default();
+        for version in &plan.versions {
             self.store.delete(&keys::manifest(*version)).await?;
+            pruned.versions.push(*version);
+            pruned.objects += 1;
         }
-        for key in &garbage {
-            self.store.delete(key).await?;
+        for (version, garbage) in &plan.objects {
+            if !self.mark(*version).await? {
+                continue;
+            }
+            for key in garbage {
+                self.store.delete(key).await?;
+                pruned.objects += 1;
+            }
         }
-        Ok(Pruned { objects: garbage.len() + doomed.len(), versions: doomed })
+        for version in plan.marks {
+            self.store.delete(&keys::manifest(version)).await?;
+        }
+        Ok(pruned)
+    }
+
+    /// Sees to it that a version is not completed any more; false: it is complete.
+    async fn mark(&self, version: PolicyVersion) -> Result<bool> {
+        let key = keys::manifest(version);
+        match self.store.create(&key, Bytes::new()).await {
+            Ok(()) => Ok(true),
+            // A mark from a pruning that did not come to its end is as good.
+            Err(StoreError::Exists { .. }) => Ok(self.store.size(&key).await? == Some(0)),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -97,22 +163,25 @@ fn split(
     (plain(kept), plain(doomed))
 }
 
-/// Objects in folders of checkpoints that have no manifest and will not get one any more.
+/// What was written before this, by the store's clock, is old.
+fn old(retention: Retention, now_unix_ms: u64) -> i64 {
+    i64::try_from(now_unix_ms.saturating_sub(retention.grace_ms)).unwrap_or(i64::MAX)
+}
+
+/// Old objects in folders of checkpoints that have no manifest, though newer ones have.
 fn orphans(
     entries: &[Entry],
     versions: &[PolicyVersion],
     newest: PolicyVersion,
-    retention: Retention,
-    now_unix_ms: u64,
-) -> Vec<String> {
-    let grown = i64::try_from(now_unix_ms.saturating_sub(retention.grace_ms)).unwrap_or(i64::MAX);
-    entries
-        .iter()
-        .filter(|entry| {
-            keys::checkpoint_version(&entry.key)
-                .is_some_and(|version| version < newest && !versions.contains(&version))
-                && entry.modified_unix_ms < grown
-        })
-        .map(|entry| entry.key.clone())
-        .collect()
+    old: i64,
+) -> BTreeMap<PolicyVersion, BTreeSet<String>> {
+    let mut orphans: BTreeMap<PolicyVersion, BTreeSet<String>> = BTreeMap::new();
+    for entry in entries.iter().filter(|entry| entry.modified_unix_ms < old) {
+        let version = keys::checkpoint_version(&entry.key);
+        let version = version.filter(|version| *version < newest && !versions.contains(version));
+        if let Some(version) = version {
+            orphans.entry(version).or_default().insert(entry.key.clone());
+        }
+    }
+    orphans
 }
