@@ -8,10 +8,10 @@ SEED ?= 1
 ARGS ?=
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 
-.PHONY: help setup build demo experiment test lint bench doc sim mutations parity clean
+.PHONY: help setup build demo experiment test lint bench doc sim mutations parity deploy-check slurm-test clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: ## fetch libtorch 2.11.0 (once, into the user's cache), or use the PyTorch 2.11 that is installed
 	@$(PYTHON) scripts/libtorch.py
@@ -52,6 +52,14 @@ parity: setup ## compare with diffusers, transformers and peft (makes a Python e
 	test -d .venv || $(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet -r scripts/parity/requirements.txt
 	.venv/bin/python scripts/parity/run.py
+
+deploy-check: build ## render and validate the chart, lint images, scripts and units (a Python environment in .venv-deploy, about 400 MB)
+	test -d .venv-deploy || $(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/pip install --quiet -r scripts/deploy/requirements.txt
+	.venv-deploy/bin/python scripts/deploy/check.py $(BIN)/duet
+
+slurm-test: build ## a run on a Slurm cluster of five nodes on this machine, cut off and requeued (root; Debian's slurm-wlm, munge)
+	scripts/deploy/slurm_test.sh $(BIN)
 
 clean: ## remove build output (the cached libtorch stays)
 	$(CARGO) clean
