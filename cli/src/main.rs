@@ -3,7 +3,9 @@
 
 use clap::Parser;
 use duet_cli::args::{Cli, Command, Doctor, Experiment};
-use duet_cli::{CliError, children, control, demo, eval, experiment, launch, sft, show, status};
+use duet_cli::{
+    CliError, audit, children, control, demo, eval, experiment, launch, sft, show, status,
+};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -38,6 +40,7 @@ async fn run(command: Command) -> Result<u8, CliError> {
         Command::Sample(args) => children::pass("duet-rollout-worker", "sample", &args.rest).await,
         Command::Eval(args) => eval::run(args).await,
         Command::Experiment(Experiment::Paper(args)) => experiment::run(args).await,
+        Command::Audit(args) => audit::run(&args).await,
         Command::Config(args) => show::config(&args).map(|()| 0),
         Command::Doctor(Doctor::Storage { url }) => show::storage(&url).await,
     }

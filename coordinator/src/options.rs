@@ -40,6 +40,8 @@ pub struct Options {
     pub farewell: Duration,
     /// Which checkpoints are kept.
     pub retention: Retention,
+    /// Whether journal segments that no restart needs are kept for audits.
+    pub keep_journal: bool,
 }
 
 /// For workers to ask for work once more and be sent home.
@@ -72,6 +74,7 @@ impl Options {
                 every: u64::from(config.checkpoint.keep_every),
                 grace_ms: GRACE_MS,
             },
+            keep_journal: config.checkpoint.keep_journal,
         })
     }
 }

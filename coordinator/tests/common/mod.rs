@@ -75,6 +75,7 @@ pub fn options(folder: &Path, iterations: u32) -> Options {
         stop_within: Duration::from_secs(30),
         farewell: Duration::from_secs(10),
         retention: Retention { last: 2, every: 0, grace_ms: 0 },
+        keep_journal: false,
     }
 }
 
