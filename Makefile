@@ -35,6 +35,10 @@ experiment: build ## the rows of the paper's tables in the small world, three se
 mutations: ## show that the simulator finds each of the scheduler's seeded faults
 	$(CARGO) run -p duet-sim --features mutations -- --mutations
 
+chaos: setup ## kill, freeze, cut off and starve a real run in every way there is (SEED=1 ARGS="kill-all" plays some)
+	$(CARGO) build --workspace --bins --features duet-store/s3
+	$(BIN)/duet-chaos --seed $(SEED) $(ARGS)
+
 lint: setup ## formatting, clippy without warnings, shell scripts
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings

@@ -39,6 +39,8 @@ pub enum Command {
     /// Repeat an experiment of the paper in the small world.
     #[command(subcommand)]
     Experiment(Experiment),
+    /// Account for every tree of a run, from its journal and tables alone.
+    Audit(AuditArgs),
     /// Check a configuration and print it in full.
     Config(ConfigArgs),
     /// Find out what something can be trusted with.
@@ -193,6 +195,16 @@ pub struct StatusArgs {
     /// Keep it on the screen until the run is over.
     #[arg(long)]
     pub watch: bool,
+}
+
+/// `audit`.
+#[derive(Clone, Debug, Args)]
+pub struct AuditArgs {
+    /// The run's store: a folder such as `runs/demo`, or a URL.
+    pub run: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `drain`.

@@ -307,7 +307,7 @@ impl Fleet {
                         if status.success() {
                             return Ok((run, interrupted));
                         }
-                        self.revive_coordinator(status, &run, progress).await?;
+                        self.revive_coordinator(status, progress).await?;
                     }
                     if stream.is_none() {
                         stream = client.watch(EVERY).await.ok();
@@ -329,18 +329,26 @@ impl Fleet {
     async fn revive_coordinator(
         &mut self,
         status: ExitStatus,
-        run: &Run,
         progress: &Progress,
     ) -> Result<(), CliError> {
         let Some(child) = self.coordinator.take() else { return Ok(()) };
         let failure = child.failure(status);
         // An exit with a code is the coordinator's own verdict; only a crash is worth another try.
-        if run.over() || status.code().is_some() {
+        if status.code().is_some() {
             return Err(failure);
         }
         self.count_restart("coordinator").map_err(|()| failure)?;
         progress.say(&format!("coordinator died ({status}); starting it again"));
-        self.start_coordinator(true).await.map(drop)
+        let address = self.start_coordinator(true).await?;
+        // Whoever its predecessor sent home may be needed again; if not, its successor says so.
+        for i in 0..self.workers.len() {
+            let (name, child) = &mut self.workers[i];
+            if child.ended().is_some_and(|status| status.success()) {
+                let (name, id) = (*name, child.name.clone());
+                self.workers[i].1 = self.start_worker(name, &id, &address)?;
+            }
+        }
+        Ok(())
     }
 
     fn revive_workers(

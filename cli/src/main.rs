@@ -4,7 +4,8 @@
 use clap::Parser;
 use duet_cli::args::{Cli, Command, Doctor, Experiment};
 use duet_cli::{
-    CliError, checkpoints, children, control, demo, eval, experiment, launch, sft, show, status,
+    CliError, audit, checkpoints, children, control, demo, eval, experiment, launch, sft, show,
+    status,
 };
 use std::process::ExitCode;
 
@@ -40,6 +41,7 @@ async fn run(command: Command) -> Result<u8, CliError> {
         Command::Sample(args) => children::pass("duet-rollout-worker", "sample", &args.rest).await,
         Command::Eval(args) => eval::run(args).await,
         Command::Experiment(Experiment::Paper(args)) => experiment::run(args).await,
+        Command::Audit(args) => audit::run(&args).await,
         Command::Config(args) => show::config(&args).map(|()| 0),
         Command::Checkpoints(command) => checkpoints::run(command).await,
         Command::Doctor(Doctor::Storage { url }) => show::storage(&url).await,

@@ -42,6 +42,8 @@ pub struct Options {
     pub retention: Retention,
     /// Where metrics and traces go.
     pub telemetry: Telemetry,
+    /// Whether journal segments that no restart needs are kept for audits.
+    pub keep_journal: bool,
 }
 
 /// For workers to ask for work once more and be sent home.
@@ -75,6 +77,7 @@ impl Options {
                 grace_ms: GRACE_MS,
             },
             telemetry: config.telemetry.clone(),
+            keep_journal: config.checkpoint.keep_journal,
         })
     }
 }

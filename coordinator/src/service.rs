@@ -91,6 +91,7 @@ impl Service {
             generation: opened.journal.generation(),
             heartbeat: options.heartbeat,
             poll: options.poll,
+            keep_journal: options.keep_journal,
         };
         let patience = Patience { stop: options.stop_within, farewell: options.farewell };
         let line = KeeperLine { jobs, kept };

@@ -1,6 +1,12 @@
 //! What the whole-system tests share: real binaries, a real small model, real folders.
 #![forbid(unsafe_code)]
 
+pub mod chaos;
+pub mod fleet;
+pub mod objects;
+pub mod proxy;
+pub mod signals;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -19,17 +25,17 @@ pub fn root() -> PathBuf {
 /// # Panics
 /// When it was not built: cargo builds a package's own binaries for its tests, but not others'.
 pub fn bin(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a path");
-    let folder = test.ancestors().nth(2).expect("target/debug");
-    let path = folder.join(name);
-    assert!(path.is_file(), "{} is missing: run `cargo build --workspace --bins`", path.display());
-    path
+    // A test lies in `deps` below the binaries, `duet-chaos` beside them.
+    let own = std::env::current_exe().expect("a path");
+    let path =
+        own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|p| p.is_file());
+    path.unwrap_or_else(|| panic!("{name} is missing: run `cargo build --workspace --bins`"))
 }
 
 /// A cache folder for base models, kept between runs of the tests.
 pub fn cache() -> PathBuf {
-    let test = std::env::current_exe().expect("a path");
-    test.ancestors().nth(3).expect("target").join("test-cache")
+    let folder = bin("duet-coordinator");
+    folder.ancestors().nth(2).expect("target").join("test-cache")
 }
 
 /// The small base model of seed 1, made once.
@@ -74,14 +80,28 @@ impl Run {
         Run { store, set }
     }
 
+    /// The same run with one more override.
+    pub fn with(&self, set: &str) -> Run {
+        let set = self.set.iter().cloned().chain([set.to_owned()]).collect();
+        Run { store: self.store.clone(), set }
+    }
+
+    /// A program of the run, in its folder.
+    pub fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(bin(name));
+        command.current_dir(self.store.parent().expect("a folder"));
+        command
+    }
+
+    /// The overrides, as arguments.
+    pub fn overrides(&self) -> impl Iterator<Item = &str> {
+        self.set.iter().flat_map(|set| ["--set", set])
+    }
+
     /// The launch command.
     pub fn command(&self, resume: bool) -> Command {
-        let mut command = Command::new(bin("duet"));
-        command.current_dir(self.store.parent().expect("a folder"));
-        command.arg("launch").arg(root().join("configs/test.toml"));
-        for set in &self.set {
-            command.args(["--set", set]);
-        }
+        let mut command = self.program("duet");
+        command.arg("launch").arg(root().join("configs/test.toml")).args(self.overrides());
         if resume {
             command.arg("--resume");
         }
@@ -95,9 +115,16 @@ impl Run {
 
     /// Starts it.
     pub fn start(&self) -> Child {
-        let log = std::fs::File::create(self.store.with_extension("log")).expect("a log");
+        self.begin(false)
+    }
+
+    /// Starts it, or goes on with it.
+    pub fn begin(&self, resume: bool) -> Child {
+        let path = self.store.with_extension("log");
+        let log = { std::fs::OpenOptions::new() }.create(true).append(true).open(path);
+        let log = log.expect("a log");
         let twin = log.try_clone().expect("a log");
-        self.command(false)
+        self.command(resume)
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(twin)
@@ -121,8 +148,23 @@ impl Run {
         });
     }
 
-    fn log(&self) -> String {
+    /// What the launcher said.
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.store.with_extension("log")).unwrap_or_default()
+    }
+
+    /// The newest checkpoint's manifest.
+    fn manifest(&self) -> Option<serde_json::Value> {
+        let steps = std::fs::read_dir(self.store.join("checkpoints")).ok()?.flatten();
+        let manifests = steps.map(|step| step.path().join("manifest.json")).filter(|p| p.is_file());
+        let text = std::fs::read(manifests.max()?).ok()?;
+        let sealed: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        Some(sealed["manifest"].clone())
+    }
+
+    /// Version of the newest checkpoint.
+    pub fn newest_checkpoint(&self) -> Option<u64> {
+        self.manifest()?["version"].as_u64()
     }
 
     /// Digest of the trained weights in the newest checkpoint, and its version.
@@ -130,13 +172,7 @@ impl Run {
     /// # Panics
     /// When there is none.
     pub fn digest(&self) -> (u64, String) {
-        let folder = self.store.join("checkpoints");
-        let steps = std::fs::read_dir(&folder).expect("checkpoints").flatten();
-        let manifests = steps.map(|step| step.path().join("manifest.json")).filter(|p| p.is_file());
-        let newest = manifests.max().expect("a manifest");
-        let text = std::fs::read(&newest).expect("a manifest");
-        let sealed: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
-        let manifest = &sealed["manifest"];
+        let manifest = self.manifest().expect("a manifest");
         let version = manifest["version"].as_u64().expect("a version");
         (version, manifest["weights"]["digest"].as_str().expect("a digest").to_owned())
     }

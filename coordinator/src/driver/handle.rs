@@ -23,6 +23,8 @@ pub struct Terms {
     pub heartbeat: Duration,
     /// A poll is answered with nothing after this.
     pub poll: Duration,
+    /// Whether the journal keeps segments that no restart needs.
+    pub keep_journal: bool,
 }
 
 /// The driver has ended.

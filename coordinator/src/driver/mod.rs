@@ -78,6 +78,7 @@ pub struct Driver {
     witness: Witness,
     ending: Ending,
     since_snapshot: usize,
+    keep_journal: bool,
     /// What the requests of this turn have caused so far.
     turn: Turn,
 }
@@ -106,6 +107,10 @@ impl Driver {
         let (to, inbox) = mpsc::channel(INBOX);
         let (changed, changes) = watch::channel(0);
         let clock = Clock::start();
+        let mut ending = Ending::new(patience);
+        if scheduler.state().stopping {
+            ending.stop(clock.now());
+        }
         let driver = Driver {
             board: Board::new(&terms.run, clock, scheduler.state()),
             witness,
@@ -118,8 +123,9 @@ impl Driver {
             changed,
             waiting: Waiting::default(),
             aborted: BTreeMap::new(),
-            ending: Ending::new(patience),
+            ending,
             since_snapshot: 0,
+            keep_journal: terms.keep_journal,
             turn: Turn::default(),
         };
         (driver, Handle::new(to, changes, terms))
@@ -134,6 +140,9 @@ impl Driver {
         loop {
             self.commit().await?;
             if let Some(reason) = self.ending.over(self.clock.now(), &self.scheduler) {
+                self.scheduler.close(self.clock.now());
+                self.collect();
+                self.commit().await?;
                 return Ok(reason);
             }
             self.wait().await;
@@ -195,7 +204,7 @@ impl Driver {
     fn handle(&mut self, event: Event) -> Verdict {
         let now = self.clock.now();
         self.board.note(now, &event);
-        let stop = matches!(event, Event::Control(Command::Stop));
+        let stop = matches!(event, Event::Control(Command::Stop | Command::Suspend));
         let joined = match &event {
             Event::Registered { worker, .. } => Some(worker.clone()),
             _ => None,
@@ -229,7 +238,7 @@ impl Driver {
 
     fn stop(&mut self, why: &str) {
         tracing::info!(why, "stopping: a checkpoint first, then everybody goes home");
-        self.handle(Event::Control(Command::Stop));
+        self.handle(Event::Control(Command::Suspend));
     }
 
     fn kept(&mut self, kept: Kept) {
@@ -288,7 +297,9 @@ impl Driver {
     async fn shorten_journal(&mut self) -> Result<(), CoordinatorError> {
         let state = codec::encode_state(self.scheduler.state())?;
         self.journal.snapshot(&state).await?;
-        self.journal.collect().await?;
+        if !self.keep_journal {
+            self.journal.collect().await?;
+        }
         Ok(())
     }
 

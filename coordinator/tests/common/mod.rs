@@ -76,6 +76,7 @@ pub fn options(folder: &Path, iterations: u32) -> Options {
         farewell: Duration::from_secs(10),
         retention: Retention { last: 2, every: 0, grace_ms: 0 },
         telemetry: duet_config::Telemetry::default(),
+        keep_journal: false,
     }
 }
 

@@ -136,11 +136,14 @@ pub struct Checkpoint {
     pub keep: u32,
     /// Besides, every checkpoint whose version is divisible by this; 0: none. Default 0.
     pub keep_every: u32,
+    /// Keeps the whole journal, so that `duet audit` can account for every attempt since the run
+    /// began; false: what a restart needs, and older attempts by the tables. Default false.
+    pub keep_journal: bool,
 }
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Checkpoint { every: 10, keep: 3, keep_every: 0 }
+        Checkpoint { every: 10, keep: 3, keep_every: 0, keep_journal: false }
     }
 }
 

@@ -238,6 +238,14 @@ impl World {
         }
     }
 
+    /// The coordinator leaves in order, if it does not die at that.
+    pub fn close_coordinator(&mut self) {
+        if let Some(scheduler) = &mut self.coordinator.scheduler {
+            scheduler.close(Millis(self.now));
+            self.drain();
+        }
+    }
+
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Assign { worker, session, assignment } => {

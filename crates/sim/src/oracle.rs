@@ -134,7 +134,7 @@ impl Oracle {
                     format!("DU-4: checkpoint of {version}, never committed")
                 })?;
             }
-            Record::EpochStarted { .. } | Record::Paused(_) => {}
+            Record::EpochStarted { .. } | Record::Paused(_) | Record::Stopping(_) => {}
         }
         Ok(())
     }

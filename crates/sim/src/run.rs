@@ -111,6 +111,7 @@ fn over(world: &mut World) -> bool {
 }
 
 fn resume(world: &mut World) -> bool {
+    world.close_coordinator();
     world.coordinator.finished = None;
     world.kill_coordinator();
     false

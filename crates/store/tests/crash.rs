@@ -51,7 +51,8 @@ impl Watched {
     /// Lets others go first; then whether the request takes effect, and whether it is answered.
     async fn turn(&self) -> (bool, bool) {
         let next = |x: u64| x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
-        let before = self.dice.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |x| Some(next(x)));
+        let before =
+            self.dice.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |x| Some(next(x)));
         for _ in 0..(before.unwrap_or(0) >> 60) % 4 {
             tokio::task::yield_now().await;
         }
@@ -67,7 +68,9 @@ impl Watched {
         let manifests = self.inner.list(Some(&Path::from(keys::CHECKPOINTS)));
         let all: Vec<ObjectMeta> = manifests.try_collect().await.unwrap();
         let there: BTreeSet<String> = all.iter().map(|meta| meta.location.to_string()).collect();
-        for meta in all.iter().filter(|meta| keys::manifest_version(meta.location.as_ref()).is_some()) {
+        for meta in
+            all.iter().filter(|meta| keys::manifest_version(meta.location.as_ref()).is_some())
+        {
             let bytes = self.inner.get(&meta.location).await.unwrap().bytes().await.unwrap();
             let Ok(manifest) = Manifest::from_bytes(&bytes) else { continue };
             let objects = manifest.objects();
@@ -171,9 +174,8 @@ impl ObjectStore for Watched {
 fn async_stream(
     made: impl Future<Output = Result<Vec<Result<Path>>>> + Send + 'static,
 ) -> impl futures::Stream<Item = Result<Path>> + Send {
-    futures::stream::once(made).flat_map(|made| {
-        futures::stream::iter(made.unwrap_or_else(|error| vec![Err(error)]))
-    })
+    futures::stream::once(made)
+        .flat_map(|made| futures::stream::iter(made.unwrap_or_else(|error| vec![Err(error)])))
 }
 
 async fn object(store: &Store, key: &str) -> duet_store::Result<duet_core::ArtifactRef> {

@@ -246,3 +246,36 @@ proptest! {
         });
     }
 }
+
+#[tokio::test]
+async fn audits_read_all_that_is_retained_past_snapshots_and_torn_ends() {
+    let (_folder, store) = local();
+    let mut first = Journal::open(&store, PREFIX).await.unwrap().journal;
+    first.append(&records(0, 2)).await.unwrap();
+    first.snapshot(b"state").await.unwrap();
+    first.append(&records(2, 1)).await.unwrap();
+    let mut second = Journal::open(&store, PREFIX).await.unwrap().journal;
+    second.append(&records(3, 1)).await.unwrap();
+    let last = second.position();
+    let torn = std::fs::read(segment(&store, last)).unwrap();
+    std::fs::write(segment(&store, last + 1), &torn[..10]).unwrap();
+
+    let kept = journal::retained(&store, PREFIX).await.unwrap();
+    assert_eq!(kept.base, None);
+    let written = kept.batches.iter().filter(|batch| !batch.records.is_empty());
+    let generations: Vec<u64> = written.map(|batch| batch.generation.0).collect();
+    assert_eq!(generations, [1, 1, 2]);
+    let all: Vec<Vec<u8>> = kept.batches.into_iter().flat_map(|batch| batch.records).collect();
+    assert_eq!(all, records(0, 4));
+
+    // Without the beginning, from the oldest snapshot on.
+    std::fs::remove_file(segment(&store, 1)).unwrap();
+    let kept = journal::retained(&store, PREFIX).await.unwrap();
+    assert_eq!(kept.base.as_deref(), Some(&b"state"[..]));
+    let all: Vec<Vec<u8>> = kept.batches.into_iter().flat_map(|batch| batch.records).collect();
+    assert_eq!(all, records(2, 2));
+
+    std::fs::remove_file(segment(&store, last - 1)).unwrap();
+    let error = journal::retained(&store, PREFIX).await.unwrap_err();
+    assert!(matches!(error, JournalError::Gap { .. }), "{error}");
+}

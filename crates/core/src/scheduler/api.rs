@@ -83,6 +83,9 @@ pub enum Command {
     Resume,
     /// Write a checkpoint, send everybody home, finish.
     Stop,
+    /// The same, but because the coordinator's process has to go: if it does not get that far, the
+    /// next one goes on with the run.
+    Suspend,
     /// Send one worker home once it has finished what it holds.
     Drain(WorkerId),
 }

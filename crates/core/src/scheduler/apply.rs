@@ -65,6 +65,7 @@ impl State {
                 self.forget_before(spec, *version);
             }
             Record::Paused(paused) => self.paused = *paused,
+            Record::Stopping(stopping) => self.stopping = *stopping,
         }
         Ok(())
     }

@@ -137,6 +137,7 @@ impl Scheduler {
         for record in records {
             scheduler.apply(&record)?;
         }
+        scheduler.stopping = scheduler.state.stopping;
         scheduler.rebuild();
         scheduler.commit(Record::Opened { generation });
         let first = scheduler.state.checkpoint.as_ref().map_or(0, |(version, _)| version.0);
@@ -208,6 +209,17 @@ impl Scheduler {
         self.progress();
     }
 
+    /// The last call before the coordinator leaves in order: ends a run that had no time for a
+    /// checkpoint (the journal holds what is new), and strikes an operator's wish to stop, which is
+    /// fulfilled now: whoever resumes the run wants it to go on.
+    pub fn close(&mut self, now: Millis) {
+        self.begin(now);
+        self.finish(FinishReason::Stopped);
+        if self.state.stopping {
+            self.commit(Record::Stopping(false));
+        }
+    }
+
     fn begin(&mut self, now: Millis) {
         self.now = self.now.max(now);
         if !self.adopted {
@@ -276,7 +288,13 @@ impl Scheduler {
         match command {
             Command::Pause => self.pause(true),
             Command::Resume => self.pause(false),
-            Command::Stop => self.stopping = true,
+            Command::Stop => {
+                self.stopping = true;
+                if !self.state.stopping && self.finished.is_none() {
+                    self.commit(Record::Stopping(true));
+                }
+            }
+            Command::Suspend => self.stopping = true,
             Command::Drain(worker) => return self.drain(&worker),
         }
         Verdict::Accepted

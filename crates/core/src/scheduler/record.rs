@@ -102,6 +102,9 @@ pub enum Record {
     },
     /// The run was paused or goes on.
     Paused(bool),
+    /// An operator wants the run to end, or that has been done and everybody sent home: a coordinator
+    /// that takes over in between goes on with the ending.
+    Stopping(bool),
 }
 
 /// A durable batch and what may be done once it is durable (RULE 7).

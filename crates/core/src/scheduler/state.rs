@@ -132,6 +132,9 @@ pub struct State {
     pub checkpoint: Option<(PolicyVersion, ArtifactRef)>,
     /// Whether the run is paused.
     pub paused: bool,
+    /// Whether an operator wants the run to end and it has not yet.
+    #[serde(default)]
+    pub stopping: bool,
     /// Totals.
     pub totals: Totals,
     /// What a plateau schedule remembers.
@@ -159,6 +162,7 @@ impl State {
             steps: BTreeMap::new(),
             checkpoint: None,
             paused: false,
+            stopping: false,
             totals: Totals::default(),
             plateau: None,
             switched: None,

@@ -18,9 +18,11 @@
 //! one must be opened, which reads what there is.
 
 mod open;
+mod retained;
 mod segment;
 
 pub use open::{Opened, read};
+pub use retained::{Batch, Retained, retained};
 pub use segment::{MAX_RECORD, MAX_RECORDS, MAX_SEGMENT};
 
 use crate::error::StoreError;

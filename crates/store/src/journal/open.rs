@@ -156,7 +156,7 @@ async fn history(store: &Store, prefix: &str) -> Result<History, JournalError> {
     Ok(history)
 }
 
-async fn segment_of(
+pub(super) async fn segment_of(
     store: &Store,
     prefix: &str,
     number: u64,
