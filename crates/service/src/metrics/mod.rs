@@ -150,7 +150,7 @@ mod tests {
             assert!(!metric.help.ends_with('.') && !metric.help.contains('|'), "{name}");
             let personal = |label: &&str| matches!(*label, "worker" | "prompt" | "tree");
             assert!(
-                metric.kind == Kind::Gauge || !metric.labels.iter().any(|l| personal(l)),
+                metric.kind == Kind::Gauge || !metric.labels.iter().any(personal),
                 "{name}: a series for each worker would be too many"
             );
         }
