@@ -13,6 +13,9 @@ pub enum CliError {
     /// A report cannot be made.
     #[error(transparent)]
     Report(#[from] ReportError),
+    /// A folder cannot be hashed.
+    #[error(transparent)]
+    Folder(#[from] duet_store::folder::FolderError),
     /// A file or folder cannot be used.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {
@@ -71,7 +74,7 @@ impl CliError {
     pub fn code(&self) -> u8 {
         match self {
             CliError::Config(_) => 78,
-            CliError::Report(_) | CliError::Io { .. } => 74,
+            CliError::Report(_) | CliError::Folder(_) | CliError::Io { .. } => 74,
             CliError::Unreachable { .. } => 75,
             CliError::Usage(_) => 64,
             CliError::Child { code, .. } => *code,
