@@ -31,7 +31,10 @@ pub enum Command {
     Stop(AddressArgs),
     /// Send one worker home once it has finished what it holds.
     Drain(DrainArgs),
-    /// Think, refine and draw one prompt (passes its arguments to the rollout worker).
+    /// Print the hash of a model folder, by which pictures and caches name it.
+    Digest(DigestArgs),
+    /// Think, refine and draw one prompt or a file of prompts (passes its arguments to the rollout
+    /// worker).
     #[command(disable_help_flag = true)]
     Sample(PassedArgs),
     /// Draw a suite of prompts, have the images scored, and add up by category.
@@ -49,6 +52,16 @@ pub enum Command {
     /// List, verify, export or prune the checkpoints of a run.
     #[command(subcommand)]
     Checkpoints(Checkpoints),
+}
+
+/// `digest`.
+#[derive(Clone, Debug, Args)]
+pub struct DigestArgs {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Write `B3SUMS` into it, the hash of each file: a folder on an object store needs it.
+    #[arg(long)]
+    pub write: bool,
 }
 
 /// What to examine.

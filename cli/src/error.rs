@@ -16,6 +16,9 @@ pub enum CliError {
     /// A store cannot be used, or something in it.
     #[error(transparent)]
     Store(Box<duet_store::StoreError>),
+    /// A folder cannot be hashed.
+    #[error(transparent)]
+    Folder(#[from] duet_store::folder::FolderError),
     /// A file or folder cannot be used.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {
@@ -80,7 +83,10 @@ impl CliError {
     pub fn code(&self) -> u8 {
         match self {
             CliError::Config(_) => 78,
-            CliError::Report(_) | CliError::Store(_) | CliError::Io { .. } => 74,
+            CliError::Report(_)
+            | CliError::Store(_)
+            | CliError::Folder(_)
+            | CliError::Io { .. } => 74,
             CliError::Unreachable { .. } => 75,
             CliError::Usage(_) => 64,
             CliError::Child { code, .. } => *code,

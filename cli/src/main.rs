@@ -38,6 +38,7 @@ async fn run(command: Command) -> Result<u8, CliError> {
         Command::Resume(args) => control::resume(&args).await.map(|()| 0),
         Command::Stop(args) => control::stop(&args).await.map(|()| 0),
         Command::Drain(args) => control::drain(&args).await.map(|()| 0),
+        Command::Digest(args) => show::digest(&args).map(|()| 0),
         Command::Sample(args) => children::pass("duet-rollout-worker", "sample", &args.rest).await,
         Command::Eval(args) => eval::run(args).await,
         Command::Experiment(Experiment::Paper(args)) => experiment::run(args).await,

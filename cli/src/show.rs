@@ -1,7 +1,7 @@
 //! Small pieces of terminal output: colour, times, configuration, storage.
 
 use crate::CliError;
-use crate::args::ConfigArgs;
+use crate::args::{ConfigArgs, DigestArgs};
 use std::io::IsTerminal;
 
 /// Whether errors and progress may be coloured.
@@ -44,6 +44,19 @@ pub fn span(seconds: f64) -> String {
 /// The configuration is wrong.
 pub fn config(args: &ConfigArgs) -> Result<(), CliError> {
     print!("{}", crate::launch::load(&args.config, &args.set)?.to_toml());
+    Ok(())
+}
+
+/// `duet digest`: the hash of a folder's hashes; with `--write` these go into the folder.
+///
+/// # Errors
+/// A file cannot be read, or the list not be written.
+pub fn digest(args: &DigestArgs) -> Result<(), CliError> {
+    let sums = duet_store::folder::Sums::of(&args.folder)?;
+    if args.write {
+        sums.write(&args.folder)?;
+    }
+    println!("{}", sums.digest());
     Ok(())
 }
 

@@ -19,7 +19,7 @@ pub enum Command {
     Run(RunArgs),
     /// Make and judge images of a file of prompts.
     Eval(EvalArgs),
-    /// Make one image.
+    /// Think, refine and draw: one prompt, or a file of prompts.
     Sample(SampleArgs),
     /// Write a whole pipeline folder with trained weights put onto the base model.
     Export(ExportArgs),
@@ -112,16 +112,20 @@ pub struct EvalArgs {
 /// `sample`.
 #[derive(Debug, Args)]
 pub struct SampleArgs {
-    /// Pipeline folder.
+    /// Pipeline folder, or the URL of one (`s3://...`, `file://...`), which is fetched into the cache.
     #[arg(long)]
-    pub model: PathBuf,
+    pub model: String,
     /// What to draw.
-    #[arg(long)]
-    pub prompt: String,
-    /// The PNG file to write.
+    #[arg(long, required_unless_present = "prompts", conflicts_with = "prompts")]
+    pub prompt: Option<String>,
+    /// File of prompts to draw: one JSON object a line where it is called `.jsonl`, else text, one
+    /// prompt a line.
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
+    /// The PNG file to write; of a file of prompts, the folder for `00000.png`, `00001.png`, ...
     #[arg(long)]
     pub out: PathBuf,
-    /// Seed of all noise.
+    /// Seed of all noise, for each prompt the same: a prompt in a file is drawn as it is alone.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// How to sample.

@@ -11,11 +11,11 @@ use duet_models::ModelError;
 use duet_models::artifact::{RenderArtifact, ThinkArtifact};
 use duet_models::decoder::Decoder;
 use duet_models::embed::Embedder;
-use duet_models::generate::{SampleOptions, generate};
+use duet_models::generate::{SampleOptions, generate_watched};
 use duet_models::logprob::token_log_probs;
 use duet_models::lora::{Lora, LoraConfig};
 use duet_models::pipeline::Pipeline;
-use duet_models::render::{Condition, RenderOptions, Rendered, render};
+use duet_models::render::{Condition, RenderOptions, Rendered, render, render_watched};
 use duet_models::template::{ThinkTemplate, extract};
 use tch::{Device, Tensor};
 
@@ -176,6 +176,20 @@ impl Engine {
         traces: usize,
         seed: &Seed,
     ) -> Result<Vec<Thought>, ModelError> {
+        self.think_watched(question, traces, seed, &mut |_| ())
+    }
+
+    /// As [`Engine::think`]; `watch` is told how many tokens there are.
+    ///
+    /// # Errors
+    /// As [`Engine::think`].
+    pub fn think_watched(
+        &self,
+        question: &[i64],
+        traces: usize,
+        seed: &Seed,
+        watch: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Thought>, ModelError> {
         let tokenizer = &self.pipeline.tokenizer;
         let options = SampleOptions {
             traces,
@@ -183,7 +197,8 @@ impl Engine {
             temperature: self.sampling.temperature,
             eos: vec![tokenizer.im_end(), tokenizer.end_of_text()],
         };
-        let sampled = generate(&Decoder::new(&self.pipeline.lm), question, seed, &options)?;
+        let decoder = Decoder::new(&self.pipeline.lm);
+        let sampled = generate_watched(&decoder, question, seed, &options, watch)?;
         let texts = sampled
             .iter()
             .map(|answer| tokenizer.decode(&answer.tokens))
@@ -257,9 +272,24 @@ impl Engine {
         window: Window,
         seed: &Seed,
     ) -> Result<Rendered, ModelError> {
+        self.draw_watched(embeds, leaves, (window, seed), &mut |_| ())
+    }
+
+    /// As [`Engine::draw`]; `watch` is told how many denoising steps are done.
+    ///
+    /// # Errors
+    /// As [`Engine::draw`].
+    pub fn draw_watched(
+        &mut self,
+        embeds: &Tensor,
+        leaves: usize,
+        (window, seed): (Window, &Seed),
+        watch: &mut dyn FnMut(usize),
+    ) -> Result<Rendered, ModelError> {
         let negative = self.negative()?;
         let condition = Condition { embeds, negative: Some(&negative) };
-        render(&self.pipeline, condition, leaves, window, seed, &self.sampling.render)
+        let options = (window, seed, &self.sampling.render);
+        render_watched(&self.pipeline, condition, leaves, options, watch)
     }
 
     /// A render lease: samples the leaves of a stored trace with a policy version. Returns the

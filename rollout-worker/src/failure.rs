@@ -57,9 +57,21 @@ impl Failure {
                 EvalError::Picture(error) => picture(error),
                 EvalError::Io { .. } => exit::IO,
             },
-            Failure::Sample(SampleError::Work(error)) => work(error),
-            Failure::Sample(SampleError::Picture(error)) => picture(error),
+            Failure::Sample(error) => sample(error),
         }
+    }
+}
+
+fn sample(error: &SampleError) -> u8 {
+    match error {
+        SampleError::Work(error) => work(error),
+        SampleError::Picture(error) => picture(error),
+        SampleError::Prompt { source, .. } => model(source),
+        SampleError::Prompts(duet_config::prompts::PromptsError::Io { .. })
+        | SampleError::Place(_)
+        | SampleError::Io { .. } => exit::IO,
+        SampleError::Prompts(_) => exit::CONFIG,
+        SampleError::Out { .. } => exit::USAGE,
     }
 }
 

@@ -47,7 +47,7 @@ fn carry_out(command: &Command) -> Result<(), Failure> {
         }
         Command::Sample(args) => {
             duet_torch::init(args.sampling.threads)?;
-            Ok(sample::sample(args, say)?)
+            Ok(sample::sample(args)?)
         }
     }
 }

@@ -30,7 +30,7 @@ fn failures_have_the_exit_code_of_their_kind_and_name_the_thing() {
         (run(&[]), 64, "Usage"),
         (run(&["--help"]), 0, ""),
         (run(&["sample", "--model", &nowhere]), 64, "--prompt"),
-        (run(&["sample", "--model", &nowhere, "--prompt", "x", "--out", &out]), 78, "nowhere"),
+        (run(&["sample", "--model", &nowhere, "--prompt", "x", "--out", &out]), 74, "nowhere"),
         (eval(&path("missing.jsonl")), 74, "missing.jsonl"),
         (eval(&empty), 78, "has no prompts"),
         (eval(&broken), 78, "broken.jsonl, line 2"),

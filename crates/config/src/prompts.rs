@@ -1,4 +1,5 @@
-//! Prompt files: one JSON object a line, `{"prompt": "...", "meta": ...}`.
+//! Prompt files: one JSON object a line, `{"prompt": "...", "meta": ...}`; where a person wants to
+//! see something drawn, also plain text, one prompt a line.
 //!
 //! `meta` is whatever scorers need to know of the prompt; it is passed through untouched. Rows are
 //! numbered in file order; empty lines are passed over.
@@ -59,6 +60,23 @@ struct Line {
 /// # Errors
 /// [`PromptsError`] naming the file, and the line where one is wrong.
 pub fn read(path: &Path) -> Result<Vec<PromptRow>, PromptsError> {
+    read_with(path, parse)
+}
+
+/// Reads a prompt file, or a text file: where the name does not end in `.jsonl`, each line is a
+/// prompt.
+///
+/// # Errors
+/// As [`read`]; a line of text that is a JSON object was not meant to be drawn, and is refused.
+pub fn read_or_text(path: &Path) -> Result<Vec<PromptRow>, PromptsError> {
+    let jsonl = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("jsonl"));
+    read_with(path, if jsonl { parse } else { parse_text })
+}
+
+fn read_with(
+    path: &Path,
+    parse: fn(&[u8], u64) -> Result<PromptRow, String>,
+) -> Result<Vec<PromptRow>, PromptsError> {
     let io = |source| PromptsError::Io { path: path.to_owned(), source };
     let mut file = BufReader::new(File::open(path).map_err(io)?);
     let mut rows = Vec::new();
@@ -105,6 +123,20 @@ fn parse(line: &[u8], row: u64) -> Result<PromptRow, String> {
     Ok(PromptRow { row, text: line.prompt, meta })
 }
 
+fn parse_text(line: &[u8], row: u64) -> Result<PromptRow, String> {
+    let text = std::str::from_utf8(line)
+        .map_err(|error| format!("{error}; a text file in UTF-8 expected, one prompt a line"))?;
+    // Some editors begin a file with a byte order mark.
+    let text = text.trim_start_matches('\u{feff}').trim();
+    if text.starts_with('{') && serde_json::from_str::<Value>(text).is_ok() {
+        return Err("a JSON object in a text file: name the file `.jsonl`".to_owned());
+    }
+    if text.is_empty() {
+        return Err("nothing but a byte order mark: take the line out".to_owned());
+    }
+    Ok(PromptRow { row, text: text.to_owned(), meta: String::new() })
+}
+
 /// The text of a prompt file with these rows, in this order.
 pub fn to_text(rows: &[PromptRow]) -> String {
     let line = |row: &PromptRow| {
@@ -143,6 +175,27 @@ mod tests {
             [row(0, "a red seven", "{\"digit\":7}"), row(1, "b", ""), row(2, "c", "plain words")];
         assert_eq!(rows, expected);
         assert_eq!(of(to_text(&rows)).unwrap(), rows);
+    }
+
+    #[test]
+    fn a_text_file_has_a_prompt_on_each_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |name: &str, text: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            read_or_text(&path)
+        };
+        let text = "\u{feff}a red seven\r\n\n  três {pássaros}\n".as_bytes();
+        let expected = [row(0, "a red seven", ""), row(1, "três {pássaros}", "")];
+        assert_eq!(read("prompts.txt", text).unwrap(), expected);
+        assert_eq!(read("prompts", text).unwrap(), expected);
+        let json = b"{\"prompt\": \"a red seven\"}\n";
+        assert_eq!(read("prompts.jsonl", json).unwrap(), [row(0, "a red seven", "")]);
+        let said = |name: &str, text: &[u8]| read(name, text).unwrap_err().to_string();
+        assert!(said("a.txt", json).contains("name the file `.jsonl`"));
+        assert!(said("a.jsonl", b"a red seven").contains("a.jsonl, line 1"));
+        assert!(said("a.txt", b"ok\n\xff\n").contains("a.txt, line 2"));
+        assert!(said("a.txt", b"\n").contains("has no prompts"));
     }
 
     #[test]

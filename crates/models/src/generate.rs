@@ -44,6 +44,20 @@ pub fn generate(
     seed: &Seed,
     options: &SampleOptions,
 ) -> Result<Vec<Sampled>> {
+    generate_watched(decoder, prompt, seed, options, &mut |_| ())
+}
+
+/// As [`generate`]; `watch` is told after each token how many the longest answer has.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_watched(
+    decoder: &Decoder<'_>,
+    prompt: &[i64],
+    seed: &Seed,
+    options: &SampleOptions,
+    watch: &mut dyn FnMut(usize),
+) -> Result<Vec<Sampled>> {
     check(decoder, prompt, options)?;
     let seeds: Vec<Seed> =
         (0..options.traces as u64).map(|trace| seed.derive(Purpose::Tokens, &[trace])).collect();
@@ -74,6 +88,7 @@ pub fn generate(
                 finish[*trace] = Finish::Stop;
             }
         }
+        watch(position + 1);
         let live = rows.iter().filter(|trace| running[**trace]).count();
         if live == 0 || position + 1 == options.max_new_tokens {
             break;

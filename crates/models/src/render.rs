@@ -162,6 +162,20 @@ pub fn render(
     seed: &Seed,
     options: &RenderOptions,
 ) -> Result<Rendered> {
+    render_watched(pipeline, condition, leaves, (window, seed, options), &mut |_| ())
+}
+
+/// As [`render`]; `watch` is told after each denoising step how many are done.
+///
+/// # Errors
+/// As [`render`].
+pub fn render_watched(
+    pipeline: &Pipeline,
+    condition: Condition<'_>,
+    leaves: usize,
+    (window, seed, options): (Window, &Seed, &RenderOptions),
+    watch: &mut dyn FnMut(usize),
+) -> Result<Rendered> {
     tch::no_grad(|| {
         let grid = pipeline.grid(options.width, options.height)?;
         let schedule = FlowSchedule::new(&pipeline.flow, options.steps, grid.0 * grid.1)?;
@@ -186,6 +200,7 @@ pub fn render(
                 c.is_random().then(|| sampler.noise(leaf(Purpose::StepNoise, Some(index as u64))));
             let out = step(&c, &x, &velocity, eps.as_ref());
             x = out.next;
+            watch(index + 1);
             if inside {
                 kept.push(x.shallow_clone());
                 log_probs.push(

@@ -11,6 +11,7 @@
 //! Store ---- Artifacts     bytes under a BLAKE3 hash, verified at every read (DU-9)
 //!        |-- Journal       numbered segments: group commit, fencing by generation, snapshots
 //!        |-- Checkpoints   shards first, manifest last; retention
+//!        |-- folder        whole folders of files (models), fetched into a cache and verified
 //!        '-- Lineage       Parquet tables, a file per table and iteration
 //! ```
 #![forbid(unsafe_code)]
@@ -20,6 +21,7 @@ pub mod blocking;
 pub mod checkpoint;
 pub mod doctor;
 pub mod error;
+pub mod folder;
 pub mod journal;
 pub mod keys;
 mod large;

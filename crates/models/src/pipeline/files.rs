@@ -8,6 +8,10 @@ use std::path::Path;
 /// Files larger than this are not carried through a folder.
 const MAX_BYTES: u64 = 64 << 20;
 
+/// Hashes of a folder's files, as `duet digest --write` writes them: they say nothing of another
+/// folder, so they are not carried through.
+const SUMS: &str = "B3SUMS";
+
 /// The text of a file of at most `max` bytes.
 pub(crate) fn read_text(path: &Path, max: u64) -> Result<String> {
     let size = std::fs::metadata(path).map_err(|error| ModelError::io(path, error))?.len();
@@ -44,7 +48,8 @@ pub(crate) fn carry(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
         };
         let weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
         let size = entry.metadata().map_err(|error| ModelError::io(&path, error))?.len();
-        if path.is_file() && !weights && size <= MAX_BYTES && !name.starts_with('.') {
+        if path.is_file() && !weights && name != SUMS && size <= MAX_BYTES && !name.starts_with('.')
+        {
             let bytes = std::fs::read(&path).map_err(|error| ModelError::io(&path, error))?;
             files.insert(name, bytes);
         }
