@@ -49,6 +49,14 @@ bench: setup ## time the models beside transformers, diffusers and peft (a Pytho
 	$(CARGO) build --release -p duet-models --example speed
 	.venv/bin/python scripts/bench/models.py $(or $(CARGO_TARGET_DIR),target)/release/examples/speed $(ARGS)
 
+bench-control: setup ## null trees through the real coordinator, beside Ray's actors in the same run (Ray in .venv-bench; TMPDIR=/dev/shm leaves the disk out)
+	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet ray==2.60.0
+	$(CARGO) build -p duet-coordinator --example control
+	for wide in 8 64; do \
+	  $(BIN)/examples/control --trees 1600 --wide $$wide && .venv-bench/bin/python scripts/bench/control_ray.py 1600 $$wide || exit 1; \
+	done
+
 doc: setup ## API documentation of the workspace
 	$(CARGO) doc --workspace --no-deps
 

@@ -1,0 +1,272 @@
+//! How many trees a second the control plane carries through their whole life, when the work itself
+//! takes no time: `cargo run -p duet-coordinator --example control -- [--trees N] [--wide P]`.
+//!
+//! The coordinator, four workers (two think and render, two score) and a trainer are processes of
+//! their own, over gRPC on loopback; the journal is on, with fsync and group commit; a tree is three
+//! leases (think, render, score), and P trees are in flight, then one optimiser step. Prints JSON.
+#![forbid(unsafe_code)]
+
+use bytes::Bytes;
+use duet_coordinator::{Options, Service};
+use duet_core::advantage::AdvantageSpec;
+use duet_core::reward::RewardSpec;
+use duet_core::schedule::{Schedule, WindowSpec};
+use duet_core::spec::{RunSpec, Timing};
+use duet_core::work::{
+    Assignment, Done, Finish, Outcome, PromptRow, Report, Score, StepDone, Trace, Weights, Work,
+};
+use duet_core::{ArtifactRef, Digest, Millis, PolicyVersion, Rank, Role, WorkerId};
+use duet_service::worker::{Session, WorkerOptions};
+use duet_store::checkpoint::Retention;
+use duet_store::{Store, keys};
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+const WORKERS: [(&str, &str); 5] = [
+    ("rollout-0", "rollout"),
+    ("rollout-1", "rollout"),
+    ("reward-0", "reward"),
+    ("reward-1", "reward"),
+    ("trainer-0", "trainer"),
+];
+const LEASES_PER_TREE: u32 = 3;
+/// Longer than anything takes here.
+const DEADLINE: Duration = Duration::from_secs(240);
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["coordinator", folder, trees, wide] => {
+            run(coordinate(Path::new(folder), trees.parse()?, wide.parse()?))
+        }
+        ["worker", folder, url, name, role] => run(work(Path::new(folder), url, name, role)),
+        rest => {
+            let number = |flag: &str, default: u32| -> Result<u32> {
+                let at = rest.iter().position(|word| *word == flag);
+                let value = at.and_then(|at| rest.get(at + 1));
+                Ok(value.map_or(Ok(default), |text| text.parse())?)
+            };
+            measure(number("--trees", 2_000)?, number("--wide", 8)?)
+        }
+    }
+}
+
+fn run(future: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+}
+
+/// Processes that end with this one.
+struct Children(Vec<Child>);
+
+impl Drop for Children {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+fn start(args: &[&str]) -> Result<Child> {
+    let own = std::env::current_exe()?;
+    Ok(Command::new(own).args(args).stdin(Stdio::null()).spawn()?)
+}
+
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = look() {
+            return Ok(value);
+        }
+        if Instant::now() > until {
+            return Err(format!("waited in vain for {what}").into());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Starts everything and measures from outside: by the files that the processes leave.
+fn measure(trees: u32, wide: u32) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().display().to_string();
+    let began = Instant::now();
+    let coordinator = start(&["coordinator", &path, &trees.to_string(), &wide.to_string()])?;
+    let process = coordinator.id();
+    let mut all = Children(vec![coordinator]);
+    let ready = folder.path().join("ready");
+    let url = wait_for("the coordinator", || std::fs::read_to_string(&ready).ok())?;
+    for (name, role) in WORKERS {
+        all.0.push(start(&["worker", &path, url.trim(), name, role])?);
+    }
+    let lease = folder.path().join("leased");
+    wait_for("the first lease", || lease.exists().then_some(()))?;
+    let cold = began.elapsed();
+    let steps = trees / wide;
+    let made = |step: u32| {
+        let table = keys::table("updates", step - 1);
+        folder.path().join("store").join(table).exists().then(Instant::now)
+    };
+    let first = wait_for("the first step", || made(1))?;
+    let last = wait_for("the last step", || made(steps))?;
+    let seconds = (last - first).as_secs_f64();
+    let carried = f64::from((steps - 1) * wide);
+    let peak = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let peak = peak.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak: f64 = peak.and_then(|kib| kib.split_whitespace().next()?.parse().ok()).unwrap_or(0.0);
+    println!(
+        "{}",
+        serde_json::json!({
+            "trees": carried,
+            "in_flight": wide,
+            "seconds": seconds,
+            "trees_per_second": carried / seconds,
+            "leases_per_second": carried * f64::from(LEASES_PER_TREE) / seconds,
+            "cold_start_to_first_lease_ms": cold.as_millis() as u64,
+            "coordinator_peak_mib": peak / 1024.0,
+        })
+    );
+    Ok(())
+}
+
+fn config() -> Digest {
+    Digest::of(b"bench-control")
+}
+
+fn store(folder: &Path) -> Result<Store> {
+    Ok(Store::open(&folder.join("store").display().to_string())?)
+}
+
+async fn coordinate(folder: &Path, trees: u32, wide: u32) -> Result<()> {
+    let spec = RunSpec {
+        seed: 1,
+        iterations: trees / wide,
+        prompts_per_iteration: wide,
+        traces: 1,
+        leaves: 1,
+        lag: 0,
+        steps: 2,
+        window: WindowSpec::Random { len: 1, low: 0, high: 1 },
+        schedule: Schedule::Balanced,
+        reward: RewardSpec {
+            llm: [("null".to_owned(), 1.0)].into(),
+            dit: [("null".to_owned(), 1.0)].into(),
+            ..RewardSpec::default()
+        },
+        llm_advantage: AdvantageSpec::default(),
+        dit_advantage: AdvantageSpec::default(),
+        extra_prompts: 0,
+        world: 1,
+        checkpoint_every: u32::MAX,
+        max_attempts: 3,
+        quarantine_after: 8,
+        timing: Timing::default(),
+    };
+    let row = |row| PromptRow { row, text: format!("prompt {row}"), meta: String::new() };
+    let options = Options {
+        run: "control".to_owned(),
+        config: config(),
+        spec,
+        prompts: (0..100).map(row).collect(),
+        store: store(folder)?,
+        listen: "127.0.0.1:0".to_owned(),
+        ready_file: Some(PathBuf::from(folder).join("ready")),
+        resume: false,
+        heartbeat: Duration::from_secs(1),
+        poll: Duration::from_secs(5),
+        stop_within: Duration::from_secs(5),
+        farewell: Duration::from_secs(5),
+        retention: Retention { last: 2, every: 0, grace_ms: 0 },
+        keep_journal: false,
+        telemetry: duet_config::Telemetry::default(),
+    };
+    Service::build(options).await?.run(CancellationToken::new()).await?;
+    Ok(())
+}
+
+async fn work(folder: &Path, url: &str, name: &str, role: &str) -> Result<()> {
+    let role = match role {
+        "rollout" => Role::Rollout,
+        "reward" => Role::Reward,
+        _ => Role::Trainer,
+    };
+    let options = WorkerOptions {
+        coordinator: url.to_owned(),
+        worker: WorkerId::from(name),
+        role,
+        config_digest: config(),
+        reconnect_deadline: Duration::from_secs(5),
+    };
+    let session = Session::connect(options, CancellationToken::new()).await?;
+    let store = store(folder)?;
+    let nothing = ArtifactRef { key: "nothing".to_owned(), digest: Digest([0; 32]), bytes: 0 };
+    let mut version = PolicyVersion(0);
+    loop {
+        let report = match session.next().await? {
+            Assignment::Lease(lease) => {
+                std::fs::write(folder.join("leased"), "")?;
+                let outcome =
+                    Outcome::Done { result: null(&lease.work, &nothing), took: Millis(0) };
+                Report::Lease { id: lease.id, outcome }
+            }
+            Assignment::Publish(weights) => Report::PublishAck { version: weights.version },
+            Assignment::Rendezvous(part) => {
+                let (epoch, address) = (part.epoch, "127.0.0.1:1".to_owned());
+                if part.store.is_none() {
+                    session.report(Report::StoreReady { epoch, address }).await?;
+                }
+                let digest = Digest([0; 32]);
+                Report::TrainerReady { epoch, rank: part.rank, version, digest }
+            }
+            Assignment::Step(step) => {
+                version = if step.update { PolicyVersion(version.0 + 1) } else { version };
+                let bytes = Bytes::from(version.to_string());
+                let digest = Digest::of(&bytes);
+                let (artifacts, mut shards) = (store.artifacts(), Vec::new());
+                let mut llm = None;
+                if step.publish {
+                    let key = keys::weights(version, keys::Branch::Llm, step.epoch);
+                    llm = Some(artifacts.put(&key, bytes.clone()).await?);
+                }
+                if step.checkpoint {
+                    let key = keys::shard(version, Rank(0), 1, step.epoch);
+                    shards.push(artifacts.put(&key, bytes).await?);
+                }
+                Report::StepDone(StepDone {
+                    epoch: step.epoch,
+                    rank: Rank(0),
+                    iteration: step.iteration,
+                    weights: Weights { version, llm, dit: None, digest },
+                    shards,
+                    metrics: [("loss".to_owned(), 0.0)].into(),
+                })
+            }
+            Assignment::Leave { .. } => {
+                session.leave("sent home").await;
+                return Ok(());
+            }
+        };
+        session.report(report).await?;
+    }
+}
+
+/// What a lease gives when nothing is computed.
+fn null(work: &Work, nothing: &ArtifactRef) -> Done {
+    match work {
+        Work::Think(_) => Done::Think(vec![Trace {
+            artifact: nothing.clone(),
+            text: String::new(),
+            refined_prompt: "x".to_owned(),
+            well_formed: true,
+            tokens: 1,
+            finish: Finish::Stop,
+        }]),
+        Work::Render(_) => Done::Render(nothing.clone()),
+        Work::Score(_) => Done::Score(vec![[("null".to_owned(), Score::Scored(0.5))].into()]),
+    }
+}
