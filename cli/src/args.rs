@@ -31,6 +31,8 @@ pub enum Command {
     Stop(AddressArgs),
     /// Send one worker home once it has finished what it holds.
     Drain(DrainArgs),
+    /// Say what a configuration needs on each GPU, what an iteration costs, and whether it fits.
+    Plan(PlanArgs),
     /// Print the hash of a model folder, by which pictures and caches name it.
     Digest(DigestArgs),
     /// Think, refine and draw one prompt or a file of prompts (passes its arguments to the rollout
@@ -52,6 +54,26 @@ pub enum Command {
     /// List, verify, export or prune the checkpoints of a run.
     #[command(subcommand)]
     Checkpoints(Checkpoints),
+}
+
+/// `plan`.
+#[derive(Clone, Debug, Args)]
+pub struct PlanArgs {
+    /// The configuration.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Memory of a GPU, such as 80GiB; the exit code is 1 where a role does not fit.
+    #[arg(long, value_name = "SIZE", value_parser = crate::plan::memory)]
+    pub gpu_memory: Option<u64>,
+    /// Where the model folder is not there, take the sizes of Qwen/Qwen-Image.
+    #[arg(long)]
+    pub published: bool,
+    /// Tokens of a question, and of a refined prompt. Default: 128.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=32_768))]
+    pub prompt_tokens: Option<u64>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `digest`.

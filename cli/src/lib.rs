@@ -13,6 +13,7 @@ pub mod eval;
 pub mod experiment;
 pub mod launch;
 pub mod phase;
+pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod sft;

@@ -4,8 +4,8 @@
 use clap::Parser;
 use duet_cli::args::{Cli, Command, Doctor, Experiment};
 use duet_cli::{
-    CliError, audit, checkpoints, children, control, demo, eval, experiment, launch, sft, show,
-    status,
+    CliError, audit, checkpoints, children, control, demo, eval, experiment, launch, plan, sft,
+    show, status,
 };
 use std::process::ExitCode;
 
@@ -38,6 +38,7 @@ async fn run(command: Command) -> Result<u8, CliError> {
         Command::Resume(args) => control::resume(&args).await.map(|()| 0),
         Command::Stop(args) => control::stop(&args).await.map(|()| 0),
         Command::Drain(args) => control::drain(&args).await.map(|()| 0),
+        Command::Plan(args) => plan::run(&args),
         Command::Digest(args) => show::digest(&args).map(|()| 0),
         Command::Sample(args) => children::pass("duet-rollout-worker", "sample", &args.rest).await,
         Command::Eval(args) => eval::run(args).await,

@@ -1,0 +1,192 @@
+//! Bytes on the GPU of each role, by kind. Weights, master weights, moments, gradients and the KV
+//! cache are counted; activations and workspace are estimated.
+
+use super::Work;
+use super::shapes::Shapes;
+use duet_config::{Config, DitObjective, Dtype, NftOld};
+use serde::Serialize;
+
+/// Positions that the KV cache grows by.
+const CACHE_BLOCK: u64 = 64;
+/// Stream widths that a block of either model keeps for its backward pass, a token: norms, queries,
+/// keys, values before and after their norms and rotations, attention, residuals.
+const KEPT_WIDTHS: u64 = 14;
+/// Widths of the MLP that it keeps: before and after the activation, gated or not.
+const KEPT_MLP: u64 = 4;
+
+/// Bytes of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Kind {
+    /// What.
+    pub name: &'static str,
+    /// How many.
+    pub bytes: u64,
+    /// Whether the number is an estimate; others are counts.
+    pub estimate: bool,
+}
+
+/// What a process of a role needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Role {
+    /// Which.
+    pub name: &'static str,
+    /// How many processes, each with a GPU.
+    pub count: u32,
+    /// By kind.
+    pub kinds: Vec<Kind>,
+    /// The sum.
+    pub bytes: u64,
+    /// What the activations would take with `trainer.recompute` the other way round.
+    pub other_recompute: Option<u64>,
+}
+
+fn counted(name: &'static str, bytes: u64) -> Kind {
+    Kind { name, bytes, estimate: false }
+}
+
+fn estimated(name: &'static str, bytes: u64) -> Kind {
+    Kind { name, bytes, estimate: true }
+}
+
+/// A trained branch.
+struct Trained {
+    params: u64,
+    /// Bytes of an element of what is trained.
+    element: u64,
+    adapter: bool,
+}
+
+/// Bytes of an element in what models compute in.
+pub fn element(config: &Config) -> u64 {
+    match config.model.dtype {
+        Dtype::Float32 => 4,
+        Dtype::Bfloat16 => 2,
+    }
+}
+
+/// Parameters that each branch trains: the language model's, the transformer's.
+pub fn trained(config: &Config, shapes: &Shapes) -> [u64; 2] {
+    let llm = match &config.llm.branch.lora {
+        Some(lora) => shapes.lm.adapters(u64::from(lora.rank), &lora.targets),
+        None => shapes.lm.params(),
+    };
+    let dit = match &config.dit.branch.lora {
+        Some(lora) => shapes.dit.adapters(u64::from(lora.rank), &lora.targets),
+        None => shapes.dit.params(),
+    };
+    let (llm_trains, dit_trains) = config.schedule.trains();
+    [if llm_trains { llm } else { 0 }, if dit_trains { dit } else { 0 }]
+}
+
+fn branches(config: &Config, shapes: &Shapes) -> [Trained; 2] {
+    let [llm, dit] = trained(config, shapes);
+    let branch = |params, adapter| {
+        let element = if adapter { 4 } else { element(config) };
+        Trained { params, element, adapter }
+    };
+    [branch(llm, config.llm.branch.lora.is_some()), branch(dit, config.dit.branch.lora.is_some())]
+}
+
+/// Both roles that hold the models.
+pub fn roles(config: &Config, shapes: &Shapes, work: &Work) -> Vec<Role> {
+    let branches = branches(config, shapes);
+    vec![rollout(config, shapes, work, &branches), trainer(config, shapes, work, &branches)]
+}
+
+fn models(config: &Config, shapes: &Shapes, branches: &[Trained; 2]) -> Vec<Kind> {
+    let weights = (shapes.lm.params() + shapes.dit.params()) * element(config);
+    let adapters: u64 = branches.iter().filter(|b| b.adapter).map(|b| 4 * b.params).sum();
+    vec![counted("weights", weights + 4 * shapes.vae.params()), counted("adapters", adapters)]
+}
+
+fn role(name: &'static str, count: u32, kinds: Vec<Kind>, other_recompute: Option<u64>) -> Role {
+    let bytes = kinds.iter().map(|kind| kind.bytes).sum();
+    let kinds = kinds.into_iter().filter(|kind| kind.bytes > 0).collect();
+    Role { name, count, kinds, bytes, other_recompute }
+}
+
+/// Thinks with J traces and draws K images at a time.
+fn rollout(config: &Config, shapes: &Shapes, work: &Work, branches: &[Trained; 2]) -> Role {
+    let mut kinds = models(config, shapes, branches);
+    let positions = work.sequence.div_ceil(CACHE_BLOCK) * CACHE_BLOCK;
+    let cache = 2 * work.traces * positions * shapes.lm.layers * shapes.lm.kv * element(config);
+    kinds.push(counted("KV cache", cache));
+    kinds.push(counted("latents", (work.window + 2) * work.leaves * latent(shapes, work)));
+    let block = dit_block(config, shapes, work);
+    let decode = decode(shapes, work);
+    kinds.push(estimated("workspace", block.max(decode).max(logits(shapes, work.traces))));
+    role("rollout worker", config.workers.rollout, kinds, None)
+}
+
+/// A tree's J traces, or a sub-tree's K leaves, at a time.
+fn trainer(config: &Config, shapes: &Shapes, work: &Work, branches: &[Trained; 2]) -> Role {
+    let mut kinds = models(config, shapes, branches);
+    let sum = |bytes: &dyn Fn(&Trained) -> u64| branches.iter().map(|b| b.params * bytes(b)).sum();
+    kinds.push(counted("master weights", sum(&|b| if b.element < 4 { 4 } else { 0 })));
+    kinds.push(counted("moments", sum(&|_| 8)));
+    // The sum over micro-batches in fp32, and the one that autograd has just made.
+    kinds.push(counted("gradients", sum(&|b| 4 + b.element)));
+    let ema: u64 = if config.trainer.ema > 0.0 { sum(&|b| b.element) } else { 0 };
+    let lags = config.dit.objective == DitObjective::Nft && config.dit.nft_old != NftOld::Trained;
+    let old = if lags { branches[1].params * branches[1].element } else { 0 };
+    kinds.push(counted("averages and old policy", ema + old));
+    let full = |branch: &Trained, kl: f64| kl > 0.0 && !branch.adapter && branch.params > 0;
+    let mut copies = 0;
+    if full(&branches[0], config.llm.kl) {
+        copies += shapes.lm.params() * element(config);
+    }
+    if full(&branches[1], config.dit.kl) {
+        copies += shapes.dit.params() * element(config);
+    }
+    kinds.push(counted("reference policy", copies));
+    kinds.push(counted("latents", (work.window + 2) * work.leaves * latent(shapes, work)));
+    let recompute = config.trainer.recompute;
+    kinds.push(estimated("activations", activations(config, shapes, work, recompute)));
+    let other = activations(config, shapes, work, !recompute);
+    role("trainer rank", config.trainer.world_size, kinds, Some(other))
+}
+
+/// Latents of an image in fp32.
+pub fn latent(shapes: &Shapes, work: &Work) -> u64 {
+    4 * work.image_tokens * shapes.dit.channels
+}
+
+/// What a language-model layer keeps for the backward pass of a tree.
+fn lm_layer(config: &Config, shapes: &Shapes, work: &Work) -> u64 {
+    let widths = KEPT_WIDTHS * shapes.lm.hidden + KEPT_MLP * shapes.lm.inner;
+    work.traces * work.sequence * widths * element(config)
+}
+
+/// What a block of the transformer keeps for the backward pass of a sub-tree at one step.
+fn dit_block(config: &Config, shapes: &Shapes, work: &Work) -> u64 {
+    let widths = (KEPT_WIDTHS + 4 * KEPT_MLP) * shapes.dit.width;
+    work.leaves * work.passes * work.dit_tokens() * widths * element(config)
+}
+
+/// Logits and their fp32 log-probabilities.
+fn logits(shapes: &Shapes, rows: u64) -> u64 {
+    rows * shapes.lm.vocab * 8
+}
+
+/// The two largest maps of the decoder, at full size, in fp32, with a copy of each.
+fn decode(shapes: &Shapes, work: &Work) -> u64 {
+    let channels = shapes.vae.stages.get(1).copied().unwrap_or(1) * shapes.vae.base;
+    4 * 4 * work.leaves * work.pixels * channels
+}
+
+/// The larger of the two branches' peaks; with recomputation, every block's input and one block.
+fn activations(config: &Config, shapes: &Shapes, work: &Work, recompute: bool) -> u64 {
+    let stack = |blocks: u64, block: u64, input: u64| match recompute {
+        true => blocks * input + block,
+        false => blocks * block,
+    };
+    let tokens = work.traces * work.sequence;
+    let input = tokens * shapes.lm.hidden * element(config);
+    let llm = stack(shapes.lm.layers, lm_layer(config, shapes, work), input)
+        + logits(shapes, work.traces * work.new_tokens);
+    let tokens = work.leaves * work.passes * work.dit_tokens();
+    let input = tokens * shapes.dit.width * element(config);
+    let dit = stack(shapes.dit.blocks, dit_block(config, shapes, work), input);
+    let [llm_trains, dit_trains] = trained(config, shapes).map(|params| params > 0);
+    (if llm_trains { llm } else { 0 }).max(if dit_trains { dit } else { 0 })
+}
