@@ -4,11 +4,13 @@ use crate::CliError;
 use duet_proto::v1;
 use duet_proto::v1::control_service_client::ControlServiceClient;
 use duet_proto::v1::status_service_client::StatusServiceClient;
+use duet_service::channel::endpoint;
+use duet_service::tls::TlsFiles;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 /// Longest wait for a connection and for an answer.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -141,17 +143,24 @@ pub struct Client {
     channel: Channel,
 }
 
+/// The certificates that the environment names as a configuration would: `DUET__SECURITY__CA`,
+/// `DUET__SECURITY__CERTIFICATE` and `DUET__SECURITY__KEY`.
+pub fn environment_tls() -> Option<TlsFiles> {
+    let path = |name: &str| std::env::var_os(format!("DUET__SECURITY__{name}")).map(PathBuf::from);
+    Some(TlsFiles { ca: path("CA")?, certificate: path("CERTIFICATE")?, key: path("KEY")? })
+}
+
 impl Client {
     /// Connects.
     ///
     /// # Errors
     /// The address is wrong, or nobody answers there.
-    pub async fn connect(address: &str) -> Result<Client, CliError> {
+    pub async fn connect(address: &str, tls: Option<&TlsFiles>) -> Result<Client, CliError> {
         let unreachable =
             |reason: String| CliError::Unreachable { address: address.to_owned(), reason };
-        let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|e| {
-            unreachable(format!("{e}; an address looks like http://127.0.0.1:7700"))
-        })?;
+        // Certificates are for those who ask for them.
+        let tls = tls.filter(|_| address.starts_with("https://"));
+        let endpoint = endpoint(address, tls).map_err(|e| unreachable(e.to_string()))?;
         let endpoint = endpoint.connect_timeout(DEADLINE);
         let channel = endpoint.connect().await.map_err(|e| unreachable(reason(&e)))?;
         Ok(Client { address: address.to_owned(), channel })

@@ -13,6 +13,7 @@ use crate::client::{ADDRESS_FILE, Client, Run, Wish};
 use crate::progress::Progress;
 use crate::show::{bold, span};
 use duet_config::Config;
+use duet_service::tls::TlsFiles;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -123,7 +124,12 @@ pub async fn train(
     let mut fleet = Fleet::new(config, args, folder, memory.clone())?;
     let address = fleet.start_coordinator(args.resume).await?;
     fleet.start_workers(config, &address)?;
-    let client = Client::connect(&address).await?;
+    let tls = config.security.tls().map(|tls| TlsFiles {
+        ca: tls.ca,
+        certificate: tls.certificate,
+        key: tls.key,
+    });
+    let client = Client::connect(&address, tls.as_ref()).await?;
     let mut progress = Progress::new();
     let result = fleet.follow(&client, &address, &mut progress).await;
     progress.finish();
@@ -141,6 +147,11 @@ pub async fn newest(folder: &Path) -> Result<duet_store::Manifest, CliError> {
     let store = duet_store::Store::open(&folder.display().to_string()).map_err(usage)?;
     let newest = store.checkpoints().newest().await.map_err(usage)?;
     newest.ok_or_else(|| CliError::Usage(format!("{} holds no checkpoint", folder.display())))
+}
+
+/// `HOST:PORT` of an address.
+fn listened(address: &str) -> String {
+    address.split_once("://").map_or(address, |(_, place)| place).to_owned()
 }
 
 /// The arguments of `duet-rollout-worker` that put a run's weights, or their moving average, onto its
@@ -226,7 +237,7 @@ impl Fleet {
         let mut args = self.common();
         args.extend(["--ready-file".to_owned(), file.display().to_string()]);
         if let Some(address) = &self.address {
-            args.extend(["--listen".to_owned(), address.trim_start_matches("http://").to_owned()]);
+            args.extend(["--listen".to_owned(), listened(address)]);
         }
         if resume {
             args.push("--resume".to_owned());

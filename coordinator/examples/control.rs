@@ -183,6 +183,7 @@ async fn coordinate(folder: &Path, trees: u32, wide: u32) -> Result<()> {
         farewell: Duration::from_secs(5),
         retention: Retention { last: 2, every: 0, grace_ms: 0 },
         keep_journal: false,
+        tls: None,
         telemetry: duet_config::Telemetry::default(),
     };
     Service::build(options).await?.run(CancellationToken::new()).await?;
@@ -200,6 +201,7 @@ async fn work(folder: &Path, url: &str, name: &str, role: &str) -> Result<()> {
         worker: WorkerId::from(name),
         role,
         config_digest: config(),
+        tls: None,
         reconnect_deadline: Duration::from_secs(5),
     };
     let session = Session::connect(options, CancellationToken::new()).await?;

@@ -5,6 +5,7 @@ use duet_config::{Config, Telemetry};
 use duet_core::Digest;
 use duet_core::spec::RunSpec;
 use duet_core::work::PromptRow;
+use duet_service::tls::TlsFiles;
 use duet_store::Store;
 use duet_store::checkpoint::Retention;
 use std::path::PathBuf;
@@ -40,6 +41,8 @@ pub struct Options {
     pub farewell: Duration,
     /// Which checkpoints are kept.
     pub retention: Retention,
+    /// Certificates; `None`: plaintext.
+    pub tls: Option<TlsFiles>,
     /// Where metrics and traces go.
     pub telemetry: Telemetry,
     /// Whether journal segments that no restart needs are kept for audits.
@@ -76,6 +79,11 @@ impl Options {
                 every: u64::from(config.checkpoint.keep_every),
                 grace_ms: GRACE_MS,
             },
+            tls: config.security.tls().map(|tls| TlsFiles {
+                ca: tls.ca,
+                certificate: tls.certificate,
+                key: tls.key,
+            }),
             telemetry: config.telemetry.clone(),
             keep_journal: config.checkpoint.keep_journal,
         })

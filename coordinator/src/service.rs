@@ -49,7 +49,7 @@ impl Service {
             .spec
             .check(options.prompts.len())
             .map_err(duet_core::scheduler::RestoreError::from)?;
-        let server = server::server(&options.listen).await?;
+        let server = server::server(&options.listen, options.tls.as_ref()).await?;
         let scraped = match &options.telemetry.metrics {
             Some(address) => Some(metrics::bind(address).await?),
             None => None,
@@ -117,7 +117,8 @@ impl Service {
         let keeper = tokio::spawn(keeper.run());
         let mut serving = tokio::spawn(server.serve(closing.clone()));
         if let Some(path) = &options.ready_file {
-            announce(path, address)?;
+            let scheme = if options.tls.is_some() { "https" } else { "http" };
+            announce(path, scheme, address)?;
         }
         let ended = tokio::select! {
             ended = driver.run() => ended,
@@ -187,7 +188,7 @@ async fn restore(options: &Options) -> Result<Restored, CoordinatorError> {
 }
 
 /// Writes the address for those who wait for it; whole or not at all.
-fn announce(path: &Path, address: SocketAddr) -> Result<(), CoordinatorError> {
+fn announce(path: &Path, scheme: &str, address: SocketAddr) -> Result<(), CoordinatorError> {
     let failed = |source| CoordinatorError::File { path: path.display().to_string(), source };
     let host = match address.ip() {
         ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
@@ -198,6 +199,6 @@ fn announce(path: &Path, address: SocketAddr) -> Result<(), CoordinatorError> {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }
     let aside = path.with_extension("new");
-    std::fs::write(&aside, format!("http://{host}:{}\n", address.port())).map_err(failed)?;
+    std::fs::write(&aside, format!("{scheme}://{host}:{}\n", address.port())).map_err(failed)?;
     std::fs::rename(&aside, path).map_err(failed)
 }

@@ -10,6 +10,7 @@ use duet_config::{Config, Reward, Scorer as Kind};
 use duet_core::{Role, WorkerId};
 use duet_service::observe::{Observer, Showing};
 use duet_service::shutdown;
+use duet_service::tls::TlsFiles;
 use duet_service::traces::Run;
 use duet_service::worker::{Session, SessionError, WorkerOptions};
 use duet_store::Store;
@@ -81,6 +82,11 @@ async fn work(args: &RunArgs, config: &Config, device: DeviceThread<Panel>) -> R
         worker: WorkerId(args.id.clone()),
         role: Role::Reward,
         config_digest: config.digest(),
+        tls: config.security.tls().map(|tls| TlsFiles {
+            ca: tls.ca,
+            certificate: tls.certificate,
+            key: tls.key,
+        }),
         reconnect_deadline: RECONNECT,
     };
     let observer = observer(args, config).await?;

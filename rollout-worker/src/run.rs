@@ -15,6 +15,7 @@ use duet_models::render::RenderOptions;
 use duet_models::sde::SdeKind;
 use duet_service::observe::{Observer, Showing};
 use duet_service::shutdown;
+use duet_service::tls::TlsFiles;
 use duet_service::traces::Run;
 use duet_service::worker::{Session, SessionError, WorkerOptions};
 use duet_store::Store;
@@ -61,6 +62,11 @@ async fn work(
         worker: WorkerId(args.id.clone()),
         role: Role::Rollout,
         config_digest: config.digest(),
+        tls: config.security.tls().map(|tls| TlsFiles {
+            ca: tls.ca,
+            certificate: tls.certificate,
+            key: tls.key,
+        }),
         reconnect_deadline: RECONNECT,
     };
     let observer = observer(args, config).await?;

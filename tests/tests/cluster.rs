@@ -51,3 +51,36 @@ fn a_run_is_not_overwritten_by_another() {
     assert!(text(&again).contains("--resume"), "{}", text(&again));
     assert_eq!(run.digest(), before);
 }
+
+/// Every connection over mutual TLS, with certificates of a private authority.
+#[test]
+fn a_run_over_tls_makes_the_same_weights() {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let folder = tempfile::tempdir().expect("a folder");
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(Vec::new()).expect("no names");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&key).expect("an authority").pem();
+    let issuer = Issuer::new(params, key);
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
+    let certificate = params.signed_by(&key, &issuer).expect("a certificate").pem();
+    let put = |key: &str, text: &str| {
+        let path = folder.path().join(key);
+        std::fs::write(&path, text).expect("a file");
+        format!("security.{key}=\"{}\"", path.display())
+    };
+    let set = [
+        put("ca", &ca),
+        put("certificate", &certificate),
+        put("key", &key.serialize_pem()),
+        "workers.rollout=1".to_owned(),
+    ];
+    let set: Vec<&str> = set.iter().map(String::as_str).collect();
+    let run = Run::new(folder.path(), &set);
+    let out = run.finish(false);
+    assert!(out.status.success(), "{}", text(&out));
+    let address = std::fs::read_to_string(run.store.join("coordinator.addr"));
+    assert!(address.expect("an address").starts_with("https://127.0.0.1:"));
+    assert_eq!(&run.digest(), undisturbed());
+}

@@ -11,6 +11,7 @@ use duet_config::{Config, Device};
 use duet_core::{Role, WorkerId};
 use duet_service::observe::{Observer, Showing};
 use duet_service::shutdown;
+use duet_service::tls::TlsFiles;
 use duet_service::traces::Run;
 use duet_service::worker::{Session, SessionError, WorkerOptions};
 use duet_store::Store;
@@ -66,6 +67,11 @@ async fn work(
         worker: WorkerId(args.id.clone()),
         role: Role::Trainer,
         config_digest: config.digest(),
+        tls: config.security.tls().map(|tls| TlsFiles {
+            ca: tls.ca,
+            certificate: tls.certificate,
+            key: tls.key,
+        }),
         reconnect_deadline: RECONNECT,
     };
     let observer = observer(args, config).await?;

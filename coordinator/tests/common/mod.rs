@@ -75,6 +75,7 @@ pub fn options(folder: &Path, iterations: u32) -> Options {
         stop_within: Duration::from_secs(30),
         farewell: Duration::from_secs(10),
         retention: Retention { last: 2, every: 0, grace_ms: 0 },
+        tls: None,
         telemetry: duet_config::Telemetry::default(),
         keep_journal: false,
     }
@@ -128,7 +129,7 @@ pub async fn until(url: &str, what: &str, wanted: impl Fn(&wire::Status) -> bool
 }
 
 pub fn connect(url: &str) -> Channel {
-    channel(url).unwrap()
+    channel(url, None).unwrap()
 }
 
 /// The count of a name in a list.

@@ -38,6 +38,7 @@ pub fn worker_options(url: &str, name: &str, role: Role, config: Digest) -> Work
         worker: WorkerId::from(name),
         role,
         config_digest: config,
+        tls: None,
         reconnect_deadline: Duration::from_secs(30),
     }
 }

@@ -1,5 +1,6 @@
 //! The client's side of a connection.
 
+use crate::tls::{TlsError, TlsFiles};
 use crate::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_LIMIT};
 use duet_proto::v1::control_service_client::ControlServiceClient;
 use duet_proto::v1::status_service_client::StatusServiceClient;
@@ -11,32 +12,76 @@ use tonic::transport::Endpoint;
 /// How long one attempt to connect may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An address that is not one.
+/// An address that cannot be connected to.
 #[derive(Debug, thiserror::Error)]
-#[error("`{url}` is not a coordinator's address: write `http://HOST:PORT`")]
-pub struct BadAddress {
-    /// What was given.
-    pub url: String,
+pub enum BadAddress {
+    /// It is none.
+    #[error(
+        "`{url}` is not a coordinator's address: write `http://HOST:PORT`, or `https://` with TLS"
+    )]
+    Malformed {
+        /// What was given.
+        url: String,
+    },
+    /// It asks for TLS, and there are no certificates.
+    #[error(
+        "`{url}` asks for TLS: set security.ca, security.certificate and security.key, or for \
+         `duet` the variables DUET__SECURITY__CA, DUET__SECURITY__CERTIFICATE and \
+         DUET__SECURITY__KEY"
+    )]
+    NoCertificates {
+        /// What was given.
+        url: String,
+    },
+    /// There are certificates, and it does not ask for TLS.
+    #[error(
+        "`{url}` is plaintext, but security.ca, .certificate and .key are set: write `https://`"
+    )]
+    Plaintext {
+        /// What was given.
+        url: String,
+    },
+    /// A certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The certificates do not fit one another.
+    #[error("the certificates of [security] cannot be used: {0}")]
+    Refused(#[from] tonic::transport::Error),
 }
 
-/// A channel to `url` (`http://HOST:PORT`). It connects with the first call, and again with the
-/// next call after the connection broke.
+/// A channel to `url` (`http://HOST:PORT`, or `https://` with certificates). It connects with the
+/// first call, and again with the next call after the connection broke.
 ///
 /// # Errors
-/// When `url` is not an address; that nobody listens there shows with the first call.
-pub fn channel(url: &str) -> Result<Channel, BadAddress> {
-    let bad = || BadAddress { url: url.to_owned() };
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|_| bad())?;
-    if endpoint.uri().scheme_str() != Some("http") || endpoint.uri().host().is_none() {
-        return Err(bad());
-    }
-    Ok(endpoint
+/// When `url` is not an address or does not fit the certificates; that nobody listens there, or
+/// refuses, shows with the first call.
+pub fn channel(url: &str, tls: Option<&TlsFiles>) -> Result<Channel, BadAddress> {
+    Ok(endpoint(url, tls)?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .connect_lazy())
+}
+
+/// An endpoint at `url`, checked against the certificates.
+///
+/// # Errors
+/// As [`channel`].
+pub fn endpoint(url: &str, tls: Option<&TlsFiles>) -> Result<Endpoint, BadAddress> {
+    let bad = || BadAddress::Malformed { url: url.to_owned() };
+    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|_| bad())?;
+    if endpoint.uri().host().is_none() {
+        return Err(bad());
+    }
+    match (endpoint.uri().scheme_str(), tls) {
+        (Some("http"), None) => Ok(endpoint),
+        (Some("https"), Some(files)) => Ok(endpoint.tls_config(files.client()?)?),
+        (Some("http"), Some(_)) => Err(BadAddress::Plaintext { url: url.to_owned() }),
+        (Some("https"), None) => Err(BadAddress::NoCertificates { url: url.to_owned() }),
+        _ => Err(bad()),
+    }
 }
 
 /// A client of the worker service, with Duet's message limits.
@@ -66,11 +111,18 @@ mod tests {
 
     #[tokio::test]
     async fn addresses_are_checked() {
-        assert!(channel("http://127.0.0.1:7070").is_ok());
-        assert!(channel("http://coordinator.duet.svc:7070").is_ok());
-        for bad in ["", "127.0.0.1:7070", "ftp://a:1", "https://a:1", "http://a b:1"] {
-            let error = channel(bad).err().map(|e| e.to_string());
+        assert!(channel("http://127.0.0.1:7070", None).is_ok());
+        assert!(channel("http://coordinator.duet.svc:7070", None).is_ok());
+        for bad in ["", "127.0.0.1:7070", "ftp://a:1", "http://a b:1"] {
+            let error = channel(bad, None).err().map(|e| e.to_string());
             assert!(error.is_some_and(|e| e.contains("http://HOST:PORT")), "{bad}");
         }
+        let error = channel("https://a:1", None).err().map(|e| e.to_string());
+        assert!(error.is_some_and(|e| e.contains("security.ca")));
+        let files = TlsFiles { ca: "a.pem".into(), certificate: "b".into(), key: "c".into() };
+        let error = channel("http://a:1", Some(&files)).err().map(|e| e.to_string());
+        assert!(error.is_some_and(|e| e.contains("https://")));
+        let error = channel("https://a:1", Some(&files)).err().map(|e| e.to_string());
+        assert!(error.is_some_and(|e| e.contains("security.ca: a.pem")));
     }
 }

@@ -11,6 +11,7 @@ pub mod observe;
 pub mod server;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;
 pub mod traces;
 pub mod worker;
 

@@ -1,5 +1,6 @@
 //! The server's side of a connection.
 
+use crate::tls::{TlsError, TlsFiles};
 use crate::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_LIMIT};
 use duet_proto::FILE_DESCRIPTOR_SET;
 use duet_proto::v1::control_service_server::{ControlService, ControlServiceServer};
@@ -27,6 +28,9 @@ pub enum ServerError {
     /// The descriptors built into this program are damaged.
     #[error("the reflection service cannot be built: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// A certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Serving ended with an error.
     #[error("the server failed: {0}")]
     Serve(#[from] tonic::transport::Error),
@@ -42,11 +46,12 @@ pub struct Server {
 }
 
 /// Listens on `address` (`HOST:PORT`; port 0: any free one) and builds a server with the standard
-/// health service and both versions of the reflection service.
+/// health service and both versions of the reflection service. With `tls`, only clients with a
+/// certificate of the same authority are served.
 ///
 /// # Errors
-/// [`ServerError::Listen`] when the address cannot be had.
-pub async fn server(address: &str) -> Result<Server, ServerError> {
+/// [`ServerError::Listen`] when the address cannot be had; [`ServerError::Tls`].
+pub async fn server(address: &str, tls: Option<&TlsFiles>) -> Result<Server, ServerError> {
     let failed = |source| ServerError::Listen { address: address.to_owned(), source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
@@ -56,7 +61,11 @@ pub async fn server(address: &str) -> Result<Server, ServerError> {
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let router = tonic::transport::Server::builder()
+    let mut builder = tonic::transport::Server::builder();
+    if let Some(files) = tls {
+        builder = builder.tls_config(files.server()?)?;
+    }
+    let router = builder
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(health_service)

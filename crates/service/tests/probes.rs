@@ -13,7 +13,7 @@ use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServiceResponse};
 
 async fn start() -> (String, CancellationToken) {
-    let server = server("127.0.0.1:0").await.unwrap();
+    let server = server("127.0.0.1:0", None).await.unwrap();
     let url = format!("http://{}", server.address());
     let shutdown = CancellationToken::new();
     tokio::spawn(server.serve(shutdown.clone()));
@@ -27,7 +27,7 @@ fn about(service: &str) -> HealthCheckRequest {
 #[tokio::test]
 async fn health_serves_and_then_says_that_it_stops() {
     let (url, shutdown) = start().await;
-    let mut health = HealthClient::new(channel(&url).unwrap());
+    let mut health = HealthClient::new(channel(&url, None).unwrap());
     let unknown = health.check(about("duet.v1.Nothing")).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
 
@@ -44,7 +44,7 @@ async fn health_serves_and_then_says_that_it_stops() {
 #[tokio::test]
 async fn reflection_lists_duets_services() {
     let (url, _shutdown) = start().await;
-    let mut reflection = ServerReflectionClient::new(channel(&url).unwrap());
+    let mut reflection = ServerReflectionClient::new(channel(&url, None).unwrap());
     let request = ServerReflectionRequest {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),

@@ -175,7 +175,7 @@ fn listen(raw: &Raw, problems: &mut Problems) {
     problems.check(safe, "coordinator.listen", || {
         format!(
             "`{listen}` can be reached from other machines, but there is no TLS: set security.ca, \
-             security.certificate and security.key (`duet certs` makes them), listen on 127.0.0.1, \
+             security.certificate and security.key (docs/security.md), listen on 127.0.0.1, \
              or set security.allow_plaintext = true on a network that you trust"
         )
     });

@@ -43,7 +43,7 @@ impl Link {
         session: u64,
         shutdown: CancellationToken,
     ) -> Result<Link, SessionError> {
-        let client = worker_client(channel(&options.coordinator)?);
+        let client = worker_client(channel(&options.coordinator, options.tls.as_ref())?);
         Ok(Link {
             options,
             session,

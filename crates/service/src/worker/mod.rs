@@ -8,6 +8,7 @@ mod retry;
 pub use error::SessionError;
 
 use crate::observe::Observer;
+use crate::tls::TlsFiles;
 use duet_core::work::{Assignment, Report};
 use duet_core::{Digest, Generation, Role, TrainerEpoch, WorkerId};
 use duet_proto::v1 as wire;
@@ -30,6 +31,8 @@ pub struct WorkerOptions {
     pub role: Role,
     /// Hash of its configuration; must equal the run's.
     pub config_digest: Digest,
+    /// Certificates, where the coordinator's address is `https://`.
+    pub tls: Option<TlsFiles>,
     /// How long the coordinator may be unreachable before the worker gives up.
     pub reconnect_deadline: Duration,
 }

@@ -174,7 +174,7 @@ impl Coordinator {
         let (bound, address_of) = oneshot::channel();
         let address = address.to_owned();
         runtime.spawn(async move {
-            let server = server(&address).await.unwrap().with_worker(service).await;
+            let server = server(&address, None).await.unwrap().with_worker(service).await;
             bound.send(server.address()).unwrap();
             server.serve(CancellationToken::new()).await.unwrap();
         });

@@ -17,6 +17,7 @@ fn options(coordinator: String) -> WorkerOptions {
         worker: "rollout-0".into(),
         role: Role::Rollout,
         config_digest: Digest::of(b"configuration"),
+        tls: None,
         reconnect_deadline: Duration::from_secs(60),
     }
 }
