@@ -66,8 +66,12 @@ async fn get(address: SocketAddr, request: &str) -> String {
     answer
 }
 
+/// The value of a series, which may stand with an empty set of labels.
 fn value(page: &str, series: &str) -> f64 {
-    let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    let line = page.lines().find_map(|line| {
+        let rest = line.strip_prefix(series)?;
+        rest.strip_prefix("{}").unwrap_or(rest).strip_prefix(' ')
+    });
     line.unwrap_or_else(|| panic!("no {series} in\n{page}")).parse().unwrap()
 }
 
