@@ -61,13 +61,13 @@ fn sigmas_are_those_of_diffusers() {
     for (name, case) in cases {
         let config = FlowConfig::from_json(&case["config"], name).unwrap();
         let steps = case["steps"].as_u64().unwrap() as usize;
-        // Without sigmas of a pipeline, the scheduler spreads them over its own training range, whose
-        // ends it has shifted already.
-        let end = |sigma: f64| match config.use_dynamic_shifting {
-            true => sigma,
-            false => config.shift * sigma / (1.0 + (config.shift - 1.0) * sigma),
+        // With a dynamic shift the pipeline hands in sigmas down to `1 / steps`; without, the
+        // scheduler spreads them over its own training range, whose ends it has shifted already.
+        let end = |sigma: f64| config.shift * sigma / (1.0 + (config.shift - 1.0) * sigma);
+        let (most, least) = match config.use_dynamic_shifting {
+            true => (1.0, 1.0 / steps as f64),
+            false => (end(1.0), end(1.0 / config.num_train_timesteps as f64)),
         };
-        let (most, least) = (end(1.0), end(1.0 / config.num_train_timesteps as f64));
         let span = (least - most) / (steps - 1) as f64;
         let start = (0..steps).map(|i| (most + i as f64 * span) as f32).collect();
         let mu = case["mu"].as_f64().unwrap_or(f64::NAN);
