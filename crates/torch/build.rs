@@ -37,6 +37,7 @@ fn main() {
         .files([
             "csrc/error.cpp",
             "csrc/collective.cpp",
+            "csrc/memory.cpp",
             "csrc/optim.cpp",
             "csrc/recompute.cpp",
             "csrc/runtime.cpp",

@@ -13,6 +13,7 @@ extern "C" {
 typedef struct DuetStore DuetStore;
 typedef struct DuetGroup DuetGroup;
 typedef struct DuetWork DuetWork;
+typedef struct DuetMeter DuetMeter;
 typedef void* DuetTensor;
 
 // The reason of this thread's last failure; owned by the library.
@@ -66,6 +67,13 @@ int32_t duet_list_push(void* list, DuetTensor tensor);
 int32_t duet_recompute(DuetBody call, DuetDrop drop, void* context, const DuetTensor* inputs,
                        size_t count, const DuetTensor* leaves, size_t leaf_count, void* take,
                        DuetTake give);
+
+// ---- Memory ----
+// Counts the bytes of tensors that this thread allocates and frees until the meter is freed, which
+// must happen on the same thread.
+DuetMeter* duet_meter_new();
+void duet_meter_read(const DuetMeter* meter, int64_t* now, int64_t* peak);
+void duet_meter_free(DuetMeter* meter);
 
 // ---- Runtime ----
 int32_t duet_deterministic(bool on);

@@ -16,7 +16,7 @@ macro_rules! opaque {
         }
     )*};
 }
-opaque!(DuetStore, DuetGroup, DuetWork);
+opaque!(DuetStore, DuetGroup, DuetWork, DuetMeter);
 
 unsafe extern "C" {
     fn duet_last_error() -> *const c_char;
@@ -91,6 +91,10 @@ unsafe extern "C" {
         take: *mut c_void,
         give: unsafe extern "C" fn(*mut c_void, DuetTensor),
     ) -> i32;
+
+    pub fn duet_meter_new() -> *mut DuetMeter;
+    pub fn duet_meter_read(meter: *const DuetMeter, now: *mut i64, peak: *mut i64);
+    pub fn duet_meter_free(meter: *mut DuetMeter);
 
     pub fn duet_deterministic(on: bool) -> i32;
     pub fn duet_library_folder(out: *mut c_char, capacity: usize) -> i64;

@@ -12,6 +12,7 @@ mod digest;
 mod ffi;
 mod finite;
 mod init;
+pub mod memory;
 pub mod optim;
 mod random;
 mod recompute;
