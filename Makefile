@@ -7,6 +7,7 @@ NAME ?= demo
 SEED ?= 1
 ARGS ?=
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
+RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
 .PHONY: help setup build demo experiment test lint bench doc sim mutations parity deploy-check slurm-test clean
 
@@ -47,15 +48,16 @@ bench: setup ## time the models beside transformers, diffusers and peft (a Pytho
 	test -d .venv || $(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet -r scripts/parity/requirements.txt
 	$(CARGO) build --release -p duet-models --example speed
-	.venv/bin/python scripts/bench/models.py $(or $(CARGO_TARGET_DIR),target)/release/examples/speed $(ARGS)
+	.venv/bin/python scripts/bench/models.py $(RELEASE)/examples/speed $(ARGS)
 
 bench-control: setup ## null trees through the real coordinator, beside Ray's actors in the same run (Ray in .venv-bench; TMPDIR=/dev/shm leaves the disk out)
 	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet ray==2.60.0
-	$(CARGO) build -p duet-coordinator --example control
+	$(CARGO) build --release -p duet-coordinator --example control
 	for wide in 8 64; do \
-	  $(BIN)/examples/control --trees 1600 --wide $$wide && .venv-bench/bin/python scripts/bench/control_ray.py 1600 $$wide || exit 1; \
+	  $(RELEASE)/examples/control --trees 1600 --wide $$wide && .venv-bench/bin/python scripts/bench/control_ray.py 1600 $$wide || exit 1; \
 	done
+	$(RELEASE)/examples/control loss && .venv-bench/bin/python scripts/bench/control_ray.py loss
 
 doc: setup ## API documentation of the workspace
 	$(CARGO) doc --workspace --no-deps

@@ -1,9 +1,12 @@
 //! How many trees a second the control plane carries through their whole life, when the work itself
-//! takes no time: `cargo run -p duet-coordinator --example control -- [--trees N] [--wide P]`.
+//! takes no time: `cargo run --release -p duet-coordinator --example control -- [--trees N] [--wide P]`.
 //!
 //! The coordinator, four workers (two think and render, two score) and a trainer are processes of
 //! their own, over gRPC on loopback; the journal is on, with fsync and group commit; a tree is three
 //! leases (think, render, score), and P trees are in flight, then one optimiser step. Prints JSON.
+//!
+//! `control -- loss` measures how long it takes from a worker's SIGKILL, in the middle of a lease, until
+//! another worker has been given that lease.
 #![forbid(unsafe_code)]
 
 use bytes::Bytes;
@@ -46,6 +49,8 @@ fn main() -> Result<()> {
             run(coordinate(Path::new(folder), trees.parse()?, wide.parse()?))
         }
         ["worker", folder, url, name, role] => run(work(Path::new(folder), url, name, role)),
+        ["holder", folder, url, name] => run(hold(Path::new(folder), url, name)),
+        ["loss"] => loss(),
         rest => {
             let number = |flag: &str, default: u32| -> Result<u32> {
                 let at = rest.iter().position(|word| *word == flag);
@@ -134,6 +139,63 @@ fn measure(trees: u32, wide: u32) -> Result<()> {
     Ok(())
 }
 
+/// Rounds of which the median is printed.
+const ROUNDS: usize = 9;
+
+/// A worker that holds a lease is killed while another one waits for work.
+fn loss() -> Result<()> {
+    let mut spans = Vec::new();
+    for _ in 0..ROUNDS {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().display().to_string();
+        let mut all = Children(vec![start(&["coordinator", &path, "1", "1"])?]);
+        let ready = folder.path().join("ready");
+        let url = wait_for("the coordinator", || std::fs::read_to_string(&ready).ok())?;
+        let held = |name: &str| {
+            let file = folder.path().join(format!("{name} holds"));
+            wait_for("a lease", || file.exists().then(Instant::now))
+        };
+        all.0.push(start(&["holder", &path, url.trim(), "rollout-0"])?);
+        held("rollout-0")?;
+        all.0.push(start(&["holder", &path, url.trim(), "rollout-1"])?);
+        let waits = folder.path().join("rollout-1 waits");
+        wait_for("the other worker", || waits.exists().then_some(()))?;
+        all.0[1].kill()?;
+        let killed = Instant::now();
+        spans.push((held("rollout-1")? - killed).as_secs_f64() * 1000.0);
+    }
+    spans.sort_by(f64::total_cmp);
+    let report = serde_json::json!({
+        "rounds": ROUNDS,
+        "sigkill_to_work_elsewhere_ms": spans[ROUNDS / 2],
+        "longest_ms": spans[ROUNDS - 1],
+    });
+    println!("{report}");
+    Ok(())
+}
+
+/// Takes a lease and keeps it.
+async fn hold(folder: &Path, url: &str, name: &str) -> Result<()> {
+    let session = Session::connect(worker(url, name, Role::Rollout), CancellationToken::new());
+    let session = session.await?;
+    std::fs::write(folder.join(format!("{name} waits")), "")?;
+    let Assignment::Lease(_) = session.next().await? else { return Err("no lease".into()) };
+    std::fs::write(folder.join(format!("{name} holds")), "")?;
+    tokio::time::sleep(DEADLINE).await;
+    Ok(())
+}
+
+fn worker(url: &str, name: &str, role: Role) -> WorkerOptions {
+    WorkerOptions {
+        coordinator: url.to_owned(),
+        worker: WorkerId::from(name),
+        role,
+        config_digest: config(),
+        tls: None,
+        reconnect_deadline: Duration::from_secs(5),
+    }
+}
+
 fn config() -> Digest {
     Digest::of(b"bench-control")
 }
@@ -196,15 +258,7 @@ async fn work(folder: &Path, url: &str, name: &str, role: &str) -> Result<()> {
         "reward" => Role::Reward,
         _ => Role::Trainer,
     };
-    let options = WorkerOptions {
-        coordinator: url.to_owned(),
-        worker: WorkerId::from(name),
-        role,
-        config_digest: config(),
-        tls: None,
-        reconnect_deadline: Duration::from_secs(5),
-    };
-    let session = Session::connect(options, CancellationToken::new()).await?;
+    let session = Session::connect(worker(url, name, role), CancellationToken::new()).await?;
     let store = store(folder)?;
     let nothing = ArtifactRef { key: "nothing".to_owned(), digest: Digest([0; 32]), bytes: 0 };
     let mut version = PolicyVersion(0);
@@ -253,7 +307,11 @@ async fn work(folder: &Path, url: &str, name: &str, role: &str) -> Result<()> {
                 return Ok(());
             }
         };
-        session.report(report).await?;
+        match role {
+            // As the real ones do.
+            Role::Rollout | Role::Reward => session.report_and_go_on(report).await?,
+            Role::Trainer => session.report(report).await?,
+        };
     }
 }
 

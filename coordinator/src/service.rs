@@ -103,7 +103,7 @@ impl Service {
         let closing = CancellationToken::new();
         let address = server.address();
         let server = server
-            .with_worker(Workers::new(handle.clone()))
+            .with_worker(Workers::new(handle.clone(), closing.clone()))
             .await
             .with_status(StatusPage::new(handle.clone(), closing.clone()))
             .await

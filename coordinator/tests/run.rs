@@ -5,7 +5,8 @@ mod common;
 use common::workers::{Crew, worker_options};
 use common::{Running, count, options, status, until, within};
 use duet_core::scheduler::FinishReason;
-use duet_core::{Digest, PolicyVersion, Role};
+use duet_core::work::{Outcome, Report};
+use duet_core::{Digest, Millis, PolicyVersion, Role};
 use duet_proto::v1::{self as wire, RunState, WorkerState};
 use duet_service::worker::{Session, SessionError};
 use tokio_util::sync::CancellationToken;
@@ -137,6 +138,44 @@ async fn pausing_holds_work_back_and_draining_sends_one_worker_home() {
 }
 
 #[tokio::test]
+async fn a_worker_whose_process_dies_is_missed_long_before_its_heartbeats() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path(), 1);
+    options.spec.timing.heartbeat_timeout = Millis(3_600_000);
+    options.spec.timing.reconnect = Millis(50);
+    let config = options.config;
+    let running = Running::start(options).await;
+    let hire = |name| {
+        let worker = worker_options(&running.url, name, Role::Rollout, config);
+        Session::connect(worker, CancellationToken::new())
+    };
+    // In a runtime of its own, whose end closes the connection as the end of a process does.
+    let process = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let doomed = process.spawn(hire("rollout-0")).await.unwrap().unwrap();
+    let lease = process.spawn({
+        let doomed = doomed.clone();
+        async move { doomed.next().await }
+    });
+    let duet_core::work::Assignment::Lease(lost) = lease.await.unwrap().unwrap() else { panic!() };
+    // It says goodbye to nobody.
+    process.shutdown_background();
+    // The worker, and its lease.
+    until(&running.url, "the loss", |s| count(&s.failures, "worker-lost") == 2).await;
+
+    let heir = hire("rollout-1").await.unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    while !seen.contains(&lost.id.unit) {
+        let next = within("a lease", heir.next()).await.unwrap();
+        let duet_core::work::Assignment::Lease(lease) = next else { panic!("{next:?}") };
+        seen.insert(lease.id.unit);
+        let outcome = Outcome::Failed { kind: "test".to_owned(), reason: String::new() };
+        heir.report_and_go_on(Report::Lease { id: lease.id, outcome }).await.unwrap();
+    }
+    assert_eq!(count(&status(&running.url).await.failures, "worker-lost"), 2, "the heir lives");
+    drop(doomed);
+}
+
+#[tokio::test]
 async fn messages_of_other_generations_and_malformed_ones_change_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let options = options(folder.path(), 1);
@@ -164,7 +203,7 @@ async fn messages_of_other_generations_and_malformed_ones_change_nothing() {
         let status = client.heartbeat(beat(bad)).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
     }
-    let empty = wire::ReportRequest { caller: caller("rollout-0", 1), report: None };
+    let empty = wire::ReportRequest { caller: caller("rollout-0", 1), report: None, next: false };
     let status = client.report(empty).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
     assert_eq!(common::status(&running.url).await.workers.len(), 1);

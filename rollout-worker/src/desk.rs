@@ -16,7 +16,7 @@ impl Desk for Session {
             Report::Lease { id, .. } => Some(*id),
             _ => None,
         };
-        let told = match (Session::report(self, report).await, lease) {
+        let told = match (Session::report_and_go_on(self, report).await, lease) {
             // A result that cannot be told (a text without bounds) is a failure of its lease.
             (Err(SessionError::Message(error)), Some(id)) => {
                 let (kind, reason) = ("protocol".to_owned(), error.to_string());

@@ -2,8 +2,13 @@
 
 As many trees are in flight as asked for; a tree is three calls one after the other (think, render, score) to four
 actors, each on a process of its own. Nothing is durable here. Prints JSON.
+
+`control_ray.py loss`: from the SIGKILL of an actor in the middle of a call until another, idle actor does that call.
 """
 import json
+import os
+import signal
+import statistics
 import sys
 import time
 
@@ -14,6 +19,36 @@ import ray
 class Worker:
     def work(self, stage, tree):
         return tree
+
+    def process(self):
+        return os.getpid()
+
+    def hold(self):
+        time.sleep(60)
+
+    def done(self):
+        return time.time()
+
+
+def loss(rounds=9):
+    """The refill loop of a careful user: a call that fails with its actor is given to another one."""
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    spans = []
+    for _ in range(rounds):
+        holder, heir = Worker.remote(), Worker.remote()
+        process, _ = ray.get([holder.process.remote(), heir.process.remote()])
+        call = holder.hold.remote()
+        time.sleep(0.2)
+        os.kill(process, signal.SIGKILL)
+        killed = time.time()
+        ray.wait([call])
+        try:
+            ray.get(call)
+        except ray.exceptions.RayActorError:
+            spans.append(1000 * (ray.get(heir.done.remote()) - killed))
+    spans.sort()
+    print(json.dumps({"ray": ray.__version__, "rounds": len(spans), "sigkill_to_work_elsewhere_ms": statistics.median(spans), "longest_ms": spans[-1]}))
+    ray.shutdown()
 
 
 def main(trees, wide):
@@ -51,4 +86,7 @@ def main(trees, wide):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    if sys.argv[1] == "loss":
+        loss()
+    else:
+        main(int(sys.argv[1]), int(sys.argv[2]))

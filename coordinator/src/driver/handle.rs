@@ -3,7 +3,7 @@
 use super::request::{Beat, Polled, Request};
 use super::status::RunStatus;
 use duet_core::scheduler::{Command, Event, Verdict};
-use duet_core::work::Report;
+use duet_core::work::{Assignment, Report};
 use duet_core::{Digest, Generation, Role, WorkerId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -94,6 +94,36 @@ impl Handle {
         report: Report,
     ) -> Result<Verdict, Gone> {
         self.event(Event::Reported { worker, session, report }).await
+    }
+
+    /// A worker reports and takes what work there is at once: `None` when there is none.
+    ///
+    /// # Errors
+    /// The driver has ended.
+    pub async fn exchange(
+        &self,
+        worker: WorkerId,
+        session: u64,
+        report: Report,
+    ) -> Result<(Verdict, Option<Box<Assignment>>), Gone> {
+        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
+        let ((verdict, said), (next, given)) = (oneshot::channel(), oneshot::channel());
+        let request = Request::Exchange { worker, session, report, ticket, verdict, next };
+        self.to.send(request).await.map_err(|_| Gone)?;
+        let said = said.await.map_err(|_| Gone)?;
+        // Not sent where the verdict says that the worker does not go on.
+        let given = match given.await {
+            Ok(Polled::Assigned(assignment)) => Some(assignment),
+            Ok(Polled::Nothing | Polled::Unknown) | Err(_) => None,
+        };
+        Ok((said, given))
+    }
+
+    /// A worker's connection closed. Best effort: with a full inbox the heartbeats tell.
+    pub fn disconnected(&self, worker: WorkerId, session: u64) {
+        let (reply, _) = oneshot::channel();
+        let event = Event::Disconnected { worker, session };
+        drop(self.to.try_send(Request::Event { event, reply }));
     }
 
     /// A worker goes.

@@ -89,6 +89,8 @@ struct Turn {
     records: Vec<Record>,
     effects: Vec<Effect>,
     answers: Vec<Box<dyn FnOnce() + Send>>,
+    /// Those who reported and take what there is by the end of the turn.
+    brief: Vec<(WorkerId, u64, u64)>,
     /// Polls that ran out.
     over: Vec<(WorkerId, u64)>,
 }
@@ -170,6 +172,9 @@ impl Driver {
             self.scheduler.handle_timeout(now);
             self.collect();
         }
+        for (worker, session, ticket) in std::mem::take(&mut self.turn.brief) {
+            self.poll_over(worker, session, ticket);
+        }
     }
 
     fn take(&mut self, request: Request) {
@@ -185,11 +190,19 @@ impl Driver {
                     _ => self.waiting.wait(worker, session, ticket, reply),
                 }
             }
-            Request::PollOver { worker, session, ticket } => {
-                if self.waiting.holds(&worker, ticket) {
-                    self.handle(Event::PollExpired { worker: worker.clone(), session });
-                    self.turn.over.push((worker, ticket));
+            Request::Exchange { worker, session, report, ticket, verdict, next } => {
+                let event = Event::Reported { worker: worker.clone(), session, report };
+                let said = self.handle(event);
+                let goes_on = !matches!(said, Verdict::Unknown | Verdict::Refused(_));
+                self.turn.answers.push(Box::new(move || drop(verdict.send(said))));
+                if goes_on {
+                    self.handle(Event::Polled { worker: worker.clone(), session });
+                    self.waiting.wait(worker.clone(), session, ticket, next);
+                    self.turn.brief.push((worker, session, ticket));
                 }
+            }
+            Request::PollOver { worker, session, ticket } => {
+                self.poll_over(worker, session, ticket);
             }
             Request::Heartbeat { worker, session, reply } => {
                 let known = { self.handle(Event::Heartbeat { worker: worker.clone(), session }) }
@@ -198,6 +211,14 @@ impl Driver {
                 let _ = reply.send(Beat { known, aborted });
             }
             Request::Status { reply } => drop(reply.send(Box::new(self.status()))),
+        }
+    }
+
+    /// Nobody waits for that poll's answer any more, or not beyond this turn.
+    fn poll_over(&mut self, worker: WorkerId, session: u64, ticket: u64) {
+        if self.waiting.holds(&worker, ticket) {
+            self.handle(Event::PollExpired { worker: worker.clone(), session });
+            self.turn.over.push((worker, ticket));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::status::RunStatus;
 use duet_core::scheduler::{Event, Verdict};
-use duet_core::work::Assignment;
+use duet_core::work::{Assignment, Report};
 use duet_core::{TrainerEpoch, WorkerId};
 use tokio::sync::oneshot;
 
@@ -32,6 +32,15 @@ pub(super) enum Request {
     Event { event: Event, reply: oneshot::Sender<Verdict> },
     /// A worker asks for work; `ticket` names this poll.
     Poll { worker: WorkerId, session: u64, ticket: u64, reply: oneshot::Sender<Polled> },
+    /// A worker reports and takes what work there is at once.
+    Exchange {
+        worker: WorkerId,
+        session: u64,
+        report: Report,
+        ticket: u64,
+        verdict: oneshot::Sender<Verdict>,
+        next: oneshot::Sender<Polled>,
+    },
     /// Nobody, or not for long, waits for that poll's answer any more.
     PollOver { worker: WorkerId, session: u64, ticket: u64 },
     /// A worker lives.

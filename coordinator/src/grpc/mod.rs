@@ -1,6 +1,7 @@
 //! The services, and the only place of this crate where messages of `duet.v1` are known.
 
 mod control;
+mod lines;
 mod status;
 mod worker;
 

@@ -1,5 +1,6 @@
 //! The worker service.
 
+use super::lines::Lines;
 use super::{gone, malformed, sender};
 use crate::driver::{Handle, Polled};
 use duet_core::scheduler::Verdict;
@@ -8,17 +9,22 @@ use duet_core::{Digest, Generation};
 use duet_proto::convert::{MAX_BUILD, Sender, clip_reason, decode_digest, decode_role};
 use duet_proto::v1 as wire;
 use duet_proto::v1::worker_service_server::WorkerService;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 /// Gives out work and takes reports.
 pub struct Workers {
     handle: Handle,
+    lines: Lines,
+    closing: CancellationToken,
 }
 
 impl Workers {
-    /// The service in front of a driver.
-    pub fn new(handle: Handle) -> Workers {
-        Workers { handle }
+    /// The service in front of a driver; open lines end with `closing`.
+    pub fn new(handle: Handle, closing: CancellationToken) -> Workers {
+        Workers { handle, lines: Lines::default(), closing }
     }
 
     fn generation(&self) -> u64 {
@@ -113,11 +119,18 @@ impl WorkerService for Workers {
         let sender = sender(request.caller)?;
         let report = request.report.ok_or_else(|| Status::invalid_argument("no report"))?;
         let report = Report::try_from(report).map_err(malformed)?;
-        let verdict = if self.is_ours(&sender)? {
-            self.handle.report(sender.worker, sender.session, report).await.map_err(gone)?
-        } else {
-            Verdict::Unknown
+        let (verdict, next) = match (self.is_ours(&sender)?, request.next) {
+            (false, _) => (Verdict::Unknown, None),
+            (true, false) => {
+                let said = self.handle.report(sender.worker, sender.session, report).await;
+                (said.map_err(gone)?, None)
+            }
+            (true, true) => {
+                let said = self.handle.exchange(sender.worker, sender.session, report).await;
+                said.map_err(gone)?
+            }
         };
+        let assignment = next.map(|assignment| (&*assignment).into());
         let (verdict, reason) = match verdict {
             Verdict::Accepted => (wire::Verdict::Accepted, String::new()),
             Verdict::Duplicate => (wire::Verdict::Duplicate, String::new()),
@@ -126,7 +139,39 @@ impl WorkerService for Workers {
             Verdict::Refused(reason) => (wire::Verdict::Refused, clip_reason(&reason)),
         };
         let (generation, verdict) = (self.generation(), verdict.into());
-        Ok(Response::new(wire::ReportResponse { generation, verdict, reason }))
+        Ok(Response::new(wire::ReportResponse { generation, verdict, reason, assignment }))
+    }
+
+    type AttendStream = ReceiverStream<Result<wire::AttendResponse, Status>>;
+
+    async fn attend(
+        &self,
+        request: Request<wire::AttendRequest>,
+    ) -> Result<Response<Self::AttendStream>, Status> {
+        let sender = sender(request.into_inner().caller)?;
+        let known = match self.is_ours(&sender)? {
+            true => {
+                let heard = self.handle.heartbeat(sender.worker.clone(), sender.session).await;
+                heard.map_err(gone)?.known
+            }
+            false => false,
+        };
+        let (to, stream) = mpsc::channel(1);
+        let generation = self.generation();
+        // The channel is empty and open: this cannot fail.
+        drop(to.try_send(Ok(wire::AttendResponse { generation, unknown: !known })));
+        if known {
+            let line = self.lines.open(self.handle.clone(), sender.worker, sender.session);
+            let closing = self.closing.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = closing.cancelled() => {}
+                    () = to.closed() => {}
+                }
+                drop(line);
+            });
+        }
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn heartbeat(

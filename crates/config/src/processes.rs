@@ -81,6 +81,9 @@ pub struct Coordinator {
     pub heartbeat_ms: u64,
     /// A worker not heard of for so long is lost. Default 15000.
     pub heartbeat_timeout_ms: u64,
+    /// A worker whose connection closed, as it does when its process dies, is lost unless it is
+    /// heard of again within this. Default 1000.
+    pub reconnect_ms: u64,
     /// A request for work is answered after this at the latest. Default 10000.
     pub poll_ms: u64,
     /// For sampling the traces of a tree. Default 300000.
@@ -111,6 +114,7 @@ impl Default for Coordinator {
             listen: "127.0.0.1:0".to_owned(),
             heartbeat_ms: 1_000,
             heartbeat_timeout_ms: 15_000,
+            reconnect_ms: 1_000,
             poll_ms: 10_000,
             think_ms: 300_000,
             render_ms: 300_000,

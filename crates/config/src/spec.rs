@@ -121,6 +121,7 @@ impl Config {
             quarantine_after: c.quarantine_after,
             timing: Timing {
                 heartbeat_timeout: Millis(c.heartbeat_timeout_ms),
+                reconnect: Millis(c.reconnect_ms),
                 think: Millis(c.think_ms),
                 render: Millis(c.render_ms),
                 score: Millis(c.score_ms),

@@ -54,6 +54,9 @@ pub struct RunSpec {
 pub struct Timing {
     /// A worker not heard of for so long is lost.
     pub heartbeat_timeout: Millis,
+    /// A worker whose connection closed, as it does when its process dies, is lost unless it is
+    /// heard of again within this.
+    pub reconnect: Millis,
     /// For a think lease.
     pub think: Millis,
     /// For a render lease.
@@ -74,6 +77,7 @@ impl Default for Timing {
     fn default() -> Self {
         Timing {
             heartbeat_timeout: Millis(15_000),
+            reconnect: Millis(1_000),
             think: Millis(300_000),
             render: Millis(300_000),
             score: Millis(120_000),
@@ -121,6 +125,7 @@ impl RunSpec {
         let timing = &self.timing;
         let spans = [
             ("heartbeat_timeout_ms", timing.heartbeat_timeout),
+            ("reconnect_ms", timing.reconnect),
             ("think_lease_ms", timing.think),
             ("render_lease_ms", timing.render),
             ("score_lease_ms", timing.score),

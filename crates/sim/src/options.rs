@@ -146,6 +146,7 @@ fn spec(dice: &mut Dice, seed: u64) -> RunSpec {
         quarantine_after: dice.pick(&[0, 3, 3]),
         timing: Timing {
             heartbeat_timeout: Millis(2_000),
+            reconnect: Millis(300),
             think: Millis(3_000),
             render: Millis(3_000),
             score: Millis(2_000),

@@ -28,6 +28,8 @@ pub enum Call {
     Heartbeat,
     /// This is what came out.
     Report(Report),
+    /// Its connection closed.
+    HangUp,
     /// I am going.
     Leave,
 }
@@ -158,8 +160,19 @@ impl World {
     pub fn kill(&mut self, worker: usize) {
         if self.processes[worker].up {
             self.processes[worker].up = false;
+            self.hang_up(worker);
             let pause = self.dice.between(50, 3_000);
             self.at(self.now + pause, Happening::WorkerStarts { worker });
+        }
+    }
+
+    /// The coordinator may see that a connection has closed, sooner or later, or not at all.
+    pub fn hang_up(&mut self, worker: usize) {
+        if self.dice.permille(600) {
+            let session = self.processes[worker].session;
+            let seen = self.now + self.dice.between(1, 400);
+            let call = Call::HangUp;
+            self.at(seen, Happening::Up { from: worker, session, request: 0, call });
         }
     }
 
@@ -225,7 +238,7 @@ impl World {
             (Call::Poll, Reply::Assignment(assignment)) => self.take(worker, assignment),
             (Call::Poll, _) => self.call(worker, Call::Poll),
             (Call::Leave, _) => self.gone(worker),
-            (Call::Report(_) | Call::Heartbeat, _) => self.go_on(worker),
+            (Call::Report(_) | Call::Heartbeat | Call::HangUp, _) => self.go_on(worker),
         }
     }
 

@@ -236,6 +236,10 @@ impl World {
                 return;
             }
             Call::Report(report) => Event::Reported { worker, session, report },
+            Call::HangUp => {
+                self.tell(Event::Disconnected { worker, session });
+                return;
+            }
             Call::Leave => Event::Left { worker, session, reason: "told to".to_owned() },
         };
         if let Some(verdict) = self.tell(event) {
@@ -263,6 +267,7 @@ impl World {
             }
             Fault::Cut => {
                 self.processes[index].cut_until = self.now + self.dice.between(100, 4_000);
+                self.hang_up(index);
                 self.fault_later(fault, faults.cuts);
             }
             Fault::Stop => {

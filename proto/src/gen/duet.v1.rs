@@ -73,9 +73,12 @@ pub struct ReportRequest {
     /// What.
     #[prost(message, optional, tag = "2")]
     pub report: ::core::option::Option<Report>,
+    /// Asks for work in the same breath: what there is comes with the answer. Nothing is waited for.
+    #[prost(bool, tag = "3")]
+    pub next: bool,
 }
 /// The answer to a report.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReportResponse {
     /// The coordinator's incarnation.
     #[prost(uint64, tag = "1")]
@@ -86,6 +89,26 @@ pub struct ReportResponse {
     /// Why it was refused; empty otherwise.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
+    /// What to do next, if that was asked and there is something; absent: Poll.
+    #[prost(message, optional, tag = "4")]
+    pub assignment: ::core::option::Option<Assignment>,
+}
+/// Opens the line.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttendRequest {
+    /// Who.
+    #[prost(message, optional, tag = "1")]
+    pub caller: ::core::option::Option<Caller>,
+}
+/// Sent once, at the opening.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttendResponse {
+    /// The coordinator's incarnation.
+    #[prost(uint64, tag = "1")]
+    pub generation: u64,
+    /// The session is not known: register again.
+    #[prost(bool, tag = "2")]
+    pub unknown: bool,
 }
 /// The worker lives.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -989,6 +1012,32 @@ pub mod worker_service_client {
                 .insert(GrpcMethod::new("duet.v1.WorkerService", "Report"));
             self.inner.unary(req, path, codec).await
         }
+        /// Stays open as long as the worker lives: its end tells the coordinator, sooner than missing
+        /// heartbeats, that the process has died. A worker whose stream ends opens it again at once.
+        pub async fn attend(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AttendRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::AttendResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/duet.v1.WorkerService/Attend",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("duet.v1.WorkerService", "Attend"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// Says that the worker lives.
         pub async fn heartbeat(
             &mut self,
@@ -1070,6 +1119,18 @@ pub mod worker_service_server {
             &self,
             request: tonic::Request<super::ReportRequest>,
         ) -> std::result::Result<tonic::Response<super::ReportResponse>, tonic::Status>;
+        /// Server streaming response type for the Attend method.
+        type AttendStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::AttendResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Stays open as long as the worker lives: its end tells the coordinator, sooner than missing
+        /// heartbeats, that the process has died. A worker whose stream ends opens it again at once.
+        async fn attend(
+            &self,
+            request: tonic::Request<super::AttendRequest>,
+        ) -> std::result::Result<tonic::Response<Self::AttendStream>, tonic::Status>;
         /// Says that the worker lives.
         async fn heartbeat(
             &self,
@@ -1295,6 +1356,52 @@ pub mod worker_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/duet.v1.WorkerService/Attend" => {
+                    #[allow(non_camel_case_types)]
+                    struct AttendSvc<T: WorkerService>(pub Arc<T>);
+                    impl<
+                        T: WorkerService,
+                    > tonic::server::ServerStreamingService<super::AttendRequest>
+                    for AttendSvc<T> {
+                        type Response = super::AttendResponse;
+                        type ResponseStream = T::AttendStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AttendRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as WorkerService>::attend(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AttendSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -112,6 +112,7 @@ pub(super) fn coordinator(raw: &Raw, problems: &mut Problems) {
     let c = &raw.coordinator;
     let times = [
         ("coordinator.heartbeat_ms", c.heartbeat_ms),
+        ("coordinator.reconnect_ms", c.reconnect_ms),
         ("coordinator.poll_ms", c.poll_ms),
         ("coordinator.think_ms", c.think_ms),
         ("coordinator.render_ms", c.render_ms),

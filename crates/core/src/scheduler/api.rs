@@ -38,6 +38,13 @@ pub enum Event {
         /// Which process.
         session: u64,
     },
+    /// The connection that it keeps open for this has closed: its process died, or the network did.
+    Disconnected {
+        /// Who.
+        worker: WorkerId,
+        /// Which process.
+        session: u64,
+    },
     /// It tells something.
     Reported {
         /// Who.
@@ -47,7 +54,7 @@ pub enum Event {
         /// What.
         report: Report,
     },
-    /// It went away in order, or its connection is known to be gone.
+    /// It went away in order.
     Left {
         /// Who.
         worker: WorkerId,

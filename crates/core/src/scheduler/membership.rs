@@ -44,6 +44,18 @@ impl Scheduler {
         }
     }
 
+    /// A closed connection shortens the wait for a sign of life: a process that lives connects again
+    /// at once.
+    pub(super) fn disconnected(&mut self, id: &WorkerId, session: u64) -> Verdict {
+        match self.workers.get(id) {
+            Some(worker) if worker.session == session => {
+                self.workers.cut(id, self.now.after(self.spec.timing.reconnect));
+                Verdict::Accepted
+            }
+            _ => Verdict::Unknown,
+        }
+    }
+
     /// A poll also says "I hold nothing": an assignment that never arrived starts over.
     pub(super) fn polled(&mut self, id: &WorkerId, session: u64) -> Verdict {
         let verdict = self.heard(id, session);
@@ -110,12 +122,22 @@ impl Scheduler {
             let reason = format!("not heard of for {} ms", self.now.since(heard).0);
             self.lose(&id, "worker-lost", &reason);
         }
+        while let Some((until, id)) = self.workers.first_cut().cloned() {
+            if until > self.now {
+                break;
+            }
+            let within = self.spec.timing.reconnect.0;
+            let reason =
+                format!("its connection closed and it did not come back within {within} ms");
+            self.lose(&id, "worker-lost", &reason);
+        }
     }
 
     pub(super) fn next_worker_deadline(&self) -> Option<Millis> {
         let timeout = self.spec.timing.heartbeat_timeout;
         let quiet = self.workers.quietest().map(|(heard, _)| heard.after(timeout));
-        [quiet, self.workers.next_unpark()].into_iter().flatten().min()
+        let cut = self.workers.first_cut().map(|(until, _)| *until);
+        [quiet, cut, self.workers.next_unpark()].into_iter().flatten().min()
     }
 
     /// Counts a failure against a worker. Too many in a row, on different trees (a poisoned tree

@@ -178,6 +178,7 @@ impl Scheduler {
                 Verdict::Accepted
             }
             Event::Heartbeat { worker, session } => self.heard(&worker, session),
+            Event::Disconnected { worker, session } => self.disconnected(&worker, session),
             Event::Reported { worker, session, report } => self.reported(&worker, session, report),
             Event::Left { worker, session, reason } => self.left(&worker, session, &reason),
             Event::CheckpointWritten { version, manifest } => {

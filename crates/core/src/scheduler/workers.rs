@@ -23,6 +23,8 @@ pub(super) struct Worker {
     pub waiting: bool,
     pub draining: bool,
     pub leaving: bool,
+    /// Its connection closed; it is lost unless it is heard of before then.
+    pub cut: Option<Millis>,
     /// Gets no work until then.
     pub parked: Option<Millis>,
     /// Whether it is parked because it failed too often, and how often that happened in a row.
@@ -48,6 +50,7 @@ impl Worker {
             waiting: false,
             draining: false,
             leaving: false,
+            cut: None,
             parked: None,
             quarantined: false,
             terms: 0,
@@ -73,6 +76,7 @@ pub(super) struct Workers {
     idle: BTreeMap<Role, BTreeSet<WorkerId>>,
     drained: BTreeSet<WorkerId>,
     heard: BTreeSet<(Millis, WorkerId)>,
+    cut: BTreeSet<(Millis, WorkerId)>,
     parked: BTreeSet<(Millis, WorkerId)>,
 }
 
@@ -148,16 +152,37 @@ impl Workers {
         });
         let worker = self.all.remove(id)?;
         self.heard.remove(&(worker.heard, id.clone()));
+        if let Some(until) = worker.cut {
+            self.cut.remove(&(until, id.clone()));
+        }
         Some(worker)
     }
 
     pub(super) fn touch(&mut self, id: &WorkerId, now: Millis) {
-        let Some(worker) = self.all.get_mut(id).filter(|worker| worker.heard != now) else {
+        let Some(worker) = self.all.get_mut(id) else { return };
+        if let Some(until) = worker.cut.take() {
+            self.cut.remove(&(until, id.clone()));
+        }
+        if worker.heard == now {
             return;
-        };
+        }
         self.heard.remove(&(worker.heard, id.clone()));
         worker.heard = now;
         self.heard.insert((now, id.clone()));
+    }
+
+    /// The worker's connection closed: it has until then to be heard of again.
+    pub(super) fn cut(&mut self, id: &WorkerId, until: Millis) {
+        let Some(worker) = self.all.get_mut(id).filter(|worker| worker.cut.is_none()) else {
+            return;
+        };
+        worker.cut = Some(until);
+        self.cut.insert((until, id.clone()));
+    }
+
+    /// The cut worker whose time is over first.
+    pub(super) fn first_cut(&self) -> Option<&(Millis, WorkerId)> {
+        self.cut.first()
     }
 
     /// The worker that was not heard of for the longest time.

@@ -13,10 +13,10 @@ use duet_core::work::{Assignment, Report};
 use duet_core::{Digest, Generation, Role, TrainerEpoch, WorkerId};
 use duet_proto::v1 as wire;
 use link::{Link, POLL_SLACK};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
@@ -55,6 +55,8 @@ pub struct Session {
     link: Arc<Link>,
     heart: CancellationToken,
     _heart_stops_with_us: Arc<DropGuard>,
+    /// What came with the answer to a report and was not taken yet.
+    given: Arc<Mutex<Option<Assignment>>>,
     observer: Observer,
 }
 
@@ -79,9 +81,17 @@ impl Session {
         };
         let heart = CancellationToken::new();
         tokio::spawn(heartbeat::beat(link.clone(), heart.clone()));
+        let (tried, opened) = oneshot::channel();
+        tokio::spawn(heartbeat::attend(link.clone(), heart.clone(), Some(tried)));
         let guard = Arc::new(heart.clone().drop_guard());
         let observer = Observer::off();
-        Ok(Session { link, heart, _heart_stops_with_us: guard, observer })
+        let given = Arc::default();
+        // From the first assignment on, the coordinator shall see it when this process dies.
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            _ = tokio::time::timeout(link::CALL_LIMIT, opened) => {}
+        }
+        Ok(Session { link, heart, _heart_stops_with_us: guard, given, observer })
     }
 
     /// The same session, which tells `observer` of each assignment and report.
@@ -99,7 +109,15 @@ impl Session {
         tokio::select! {
             biased;
             () = self.link.shutdown.cancelled() => Err(SessionError::Stopped),
-            assignment = self.poll() => assignment.inspect(|given| self.observer.received(given)),
+            assignment = self.given_or_polled() => assignment.inspect(|given| self.observer.received(given)),
+        }
+    }
+
+    async fn given_or_polled(&self) -> Result<Assignment, SessionError> {
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match given {
+            Some(assignment) => Ok(assignment),
+            None => self.poll().await,
         }
     }
 
@@ -138,6 +156,20 @@ impl Session {
     /// without bounds), [`SessionError::ReportRefused`] when the coordinator says so,
     /// [`SessionError::Lost`] and [`SessionError::Refused`] as for [`Session::next`].
     pub async fn report(&self, report: Report) -> Result<Verdict, SessionError> {
+        self.tell(report, false).await
+    }
+
+    /// As [`Session::report`], and takes the next assignment along if there is one, for the next call
+    /// of [`Session::next`]: one round trip and one append of the journal less for each lease. For
+    /// workers that hold nothing once they have reported.
+    ///
+    /// # Errors
+    /// As [`Session::report`].
+    pub async fn report_and_go_on(&self, report: Report) -> Result<Verdict, SessionError> {
+        self.tell(report, true).await
+    }
+
+    async fn tell(&self, report: Report, go_on: bool) -> Result<Verdict, SessionError> {
         let message = wire::Report::from(&report);
         Report::try_from(message.clone())?;
         self.observer.reporting(&report);
@@ -145,7 +177,9 @@ impl Session {
         loop {
             let known = self.link.known();
             let caller = Some(self.link.caller(&known));
-            let request = wire::ReportRequest { caller, report: Some(message.clone()) };
+            // Who is told to stop takes nothing more.
+            let next = go_on && !self.link.shutdown.is_cancelled();
+            let request = wire::ReportRequest { caller, report: Some(message.clone()), next };
             let sent = self.link.client().report(link::timed(request, link::CALL_LIMIT)).await;
             let answer = match sent {
                 Ok(answer) => answer.into_inner(),
@@ -154,6 +188,10 @@ impl Session {
                     continue;
                 }
             };
+            if let Some(assignment) = answer.assignment.clone() {
+                let given = Some(assignment.try_into()?);
+                *self.given.lock().unwrap_or_else(PoisonError::into_inner) = given;
+            }
             match answer.verdict() {
                 wire::Verdict::Accepted => return Ok(Verdict::Accepted),
                 wire::Verdict::Duplicate => return Ok(Verdict::Duplicate),

@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -16,6 +17,7 @@ use tonic::{Request, Response, Status};
 pub enum Seen {
     Registered(Sender),
     Polled(u64),
+    Attended(u64),
     Reported(Report),
     Left(String),
 }
@@ -119,8 +121,28 @@ impl wire::worker_service_server::WorkerService for Scripted {
             return Err(Status::unavailable("the answer is lost"));
         }
         let generation = state.script.generation;
+        let given = request.next.then(|| state.script.assignments.pop_front()).flatten();
+        let assignment = given.as_ref().map(Into::into);
         let (verdict, reason) = (verdict.into(), String::new());
-        Ok(Response::new(wire::ReportResponse { generation, verdict, reason }))
+        Ok(Response::new(wire::ReportResponse { generation, verdict, reason, assignment }))
+    }
+
+    type AttendStream = ReceiverStream<Result<wire::AttendResponse, Status>>;
+
+    async fn attend(
+        &self,
+        request: Request<wire::AttendRequest>,
+    ) -> Result<Response<Self::AttendStream>, Status> {
+        let caller = sender(request.into_inner().caller)?;
+        let unknown = !self.is_known(&caller);
+        let (to, stream) = mpsc::channel(1);
+        let state = self.0.lock().unwrap();
+        let _ = state.seen.send(Seen::Attended(caller.session));
+        let generation = state.script.generation;
+        to.try_send(Ok(wire::AttendResponse { generation, unknown })).unwrap();
+        // Open until the client goes.
+        tokio::spawn(async move { to.closed().await });
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn heartbeat(
@@ -196,7 +218,7 @@ impl Coordinator {
     pub async fn sees(&mut self) -> Seen {
         loop {
             match self.seen.recv().await.unwrap() {
-                Seen::Polled(_) => {}
+                Seen::Polled(_) | Seen::Attended(_) => {}
                 seen => return seen,
             }
         }

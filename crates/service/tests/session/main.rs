@@ -78,6 +78,35 @@ async fn a_held_poll_survives_a_crash() {
 }
 
 #[tokio::test]
+async fn the_next_assignment_comes_with_the_answer_to_a_report() {
+    let mut coordinator = Coordinator::start("127.0.0.1:0", script(1, &[7, 8])).await;
+    let session =
+        Session::connect(options(coordinator.url()), CancellationToken::new()).await.unwrap();
+    assert_eq!(session.report_and_go_on(handed_back(1)).await.unwrap(), Verdict::Accepted);
+    assert_eq!(session.next().await.unwrap(), Assignment::Publish(weights(7)));
+    // What was taken is not given again, and a plain report takes nothing.
+    assert_eq!(session.report(handed_back(2)).await.unwrap(), Verdict::Accepted);
+    assert_eq!(session.next().await.unwrap(), Assignment::Publish(weights(8)));
+    let mut polls = 0;
+    while let Ok(seen) = coordinator.seen.try_recv() {
+        polls += u32::from(matches!(seen, Seen::Polled(_)));
+    }
+    assert_eq!(polls, 1, "the second one");
+}
+
+#[tokio::test]
+async fn a_line_that_ends_is_opened_again() {
+    let mut first = Coordinator::start("127.0.0.1:0", script(1, &[])).await;
+    let session = Session::connect(options(first.url()), CancellationToken::new()).await.unwrap();
+    let attended = |seen| seen == Some(Seen::Attended(session.number()));
+    while !attended(first.seen.recv().await) {}
+    let address = first.address.to_string();
+    first.crash().await;
+    let mut second = Coordinator::start(&address, script(2, &[])).await;
+    while !attended(second.seen.recv().await) {}
+}
+
+#[tokio::test]
 async fn a_report_whose_answer_is_lost_is_told_again_and_counts_once() {
     let mut script = script(1, &[]);
     script.lose_answers = 1;

@@ -40,6 +40,46 @@ fn a_new_process_under_an_old_name_loses_the_leases_at_once() {
     assert_eq!(world.event(new), Verdict::Stale);
 }
 
+/// A closed connection is a reason to wait for a sign of life less long, and no more than that.
+#[test]
+fn a_worker_whose_connection_closed_is_lost_unless_it_comes_back() {
+    let mut world = World::new(spec());
+    registered(&mut world, "rollout-0", Role::Rollout, 1);
+    let (_, lease) = first_lease(&mut world);
+    let worker = WorkerId::from("rollout-0");
+    let closed = |session| Event::Disconnected { worker: worker.clone(), session };
+    let grace = spec().timing.reconnect.0;
+
+    assert_eq!(world.event(closed(9)), Verdict::Unknown, "of an older process");
+    assert_eq!(world.event(closed(1)), Verdict::Accepted);
+    world.now += grace - 1;
+    world.scheduler.handle_timeout(Millis(world.now));
+    world.event(Event::Heartbeat { worker: worker.clone(), session: 1 });
+    world.now += grace;
+    world.scheduler.handle_timeout(Millis(world.now));
+    assert_eq!(world.scheduler.connected(), 1, "it came back in time");
+
+    world.event(closed(1));
+    let due = world.scheduler.poll_timeout().unwrap();
+    assert_eq!(due, Millis(world.now + grace));
+    world.now += grace;
+    world.scheduler.handle_timeout(due);
+    world.drain();
+    assert_eq!(world.scheduler.connected(), 0);
+    registered(&mut world, "rollout-1", Role::Rollout, 1);
+    world.now += spec().timing.backoff.0;
+    world.scheduler.handle_timeout(Millis(world.now));
+    world.drain();
+    let mut units = Vec::new();
+    for _ in 0..spec().prompts_per_iteration {
+        let (worker, next) = first_lease(&mut world);
+        units.push(next.id.unit);
+        fail(&mut world, &worker, next.id);
+        world.event(Event::Polled { worker, session: 1 });
+    }
+    assert!(units.contains(&lease.id.unit), "its lease went to another worker: {units:?}");
+}
+
 #[test]
 fn losses_are_not_failures_but_bounded_all_the_same() {
     let mut world = World::new(RunSpec { iterations: 1, prompts_per_iteration: 1, ..spec() });
