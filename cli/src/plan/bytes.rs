@@ -1,19 +1,13 @@
-//! Bytes on the GPU of each role, by kind. Weights, master weights, moments, gradients and the KV
-//! cache are counted; activations and workspace are estimated.
+//! Bytes on the GPU of each role, by kind. All are counted but the sampler's workspace, which is
+//! estimated.
 
-use super::Work;
 use super::shapes::Shapes;
+use super::{Work, activations};
 use duet_config::{Config, DitObjective, Dtype, NftOld};
 use serde::Serialize;
 
 /// Positions that the KV cache grows by.
 const CACHE_BLOCK: u64 = 64;
-/// Stream widths that a block of either model keeps for its backward pass, a token: norms, queries,
-/// keys, values before and after their norms and rotations, attention, residuals.
-const KEPT_WIDTHS: u64 = 14;
-/// Widths of the MLP that it keeps: before and after the activation, gated or not.
-const KEPT_MLP: u64 = 4;
-
 /// Bytes of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Kind {
@@ -118,14 +112,20 @@ fn rollout(config: &Config, shapes: &Shapes, work: &Work, branches: &[Trained; 2
     role("rollout worker", config.workers.rollout, kinds, None)
 }
 
-/// A tree's J traces, or a sub-tree's K leaves, at a time.
+/// Latents, images and embeddings of a trace.
+fn rollout_bytes(shapes: &Shapes, work: &Work) -> u64 {
+    let leaf = (work.window + 1) * latent(shapes, work) + 3 * work.pixels;
+    work.leaves * leaf + 4 * 2 * work.text_tokens * shapes.dit.text
+}
+
+/// A tree's J traces, or a sub-tree's K leaves, at a time; the rollouts of all its trees.
 fn trainer(config: &Config, shapes: &Shapes, work: &Work, branches: &[Trained; 2]) -> Role {
     let mut kinds = models(config, shapes, branches);
     let sum = |bytes: &dyn Fn(&Trained) -> u64| branches.iter().map(|b| b.params * bytes(b)).sum();
     kinds.push(counted("master weights", sum(&|b| if b.element < 4 { 4 } else { 0 })));
     kinds.push(counted("moments", sum(&|_| 8)));
-    // The sum over micro-batches in fp32, and the one that autograd has just made.
-    kinds.push(counted("gradients", sum(&|b| 4 + b.element)));
+    // The sum over micro-batches, fp32; those of one are counted with the activations.
+    kinds.push(counted("gradients", sum(&|_| 4)));
     let ema: u64 = if config.trainer.ema > 0.0 { sum(&|b| b.element) } else { 0 };
     let lags = config.dit.objective == DitObjective::Nft && config.dit.nft_old != NftOld::Trained;
     let old = if lags { branches[1].params * branches[1].element } else { 0 };
@@ -139,10 +139,12 @@ fn trainer(config: &Config, shapes: &Shapes, work: &Work, branches: &[Trained; 2
         copies += shapes.dit.params() * element(config);
     }
     kinds.push(counted("reference policy", copies));
-    kinds.push(counted("latents", (work.window + 2) * work.leaves * latent(shapes, work)));
+    let world = u64::from(config.trainer.world_size.max(1));
+    let trees = work.prompts.div_ceil(world);
+    kinds.push(counted("rollouts", trees * work.traces * rollout_bytes(shapes, work)));
     let recompute = config.trainer.recompute;
-    kinds.push(estimated("activations", activations(config, shapes, work, recompute)));
-    let other = activations(config, shapes, work, !recompute);
+    kinds.push(counted("activations", activations::peak(config, shapes, work, recompute)));
+    let other = activations::peak(config, shapes, work, !recompute);
     role("trainer rank", config.trainer.world_size, kinds, Some(other))
 }
 
@@ -151,15 +153,10 @@ pub fn latent(shapes: &Shapes, work: &Work) -> u64 {
     4 * work.image_tokens * shapes.dit.channels
 }
 
-/// What a language-model layer keeps for the backward pass of a tree.
-fn lm_layer(config: &Config, shapes: &Shapes, work: &Work) -> u64 {
-    let widths = KEPT_WIDTHS * shapes.lm.hidden + KEPT_MLP * shapes.lm.inner;
-    work.traces * work.sequence * widths * element(config)
-}
-
-/// What a block of the transformer keeps for the backward pass of a sub-tree at one step.
+/// What a block of the transformer has in hand while a sub-tree is drawn: the MLP before and after
+/// its activation, and as much again for the stream, queries, keys, values and attention.
 fn dit_block(config: &Config, shapes: &Shapes, work: &Work) -> u64 {
-    let widths = (KEPT_WIDTHS + 4 * KEPT_MLP) * shapes.dit.width;
+    let widths = 16 * shapes.dit.width;
     work.leaves * work.passes * work.dit_tokens() * widths * element(config)
 }
 
@@ -172,21 +169,4 @@ fn logits(shapes: &Shapes, rows: u64) -> u64 {
 fn decode(shapes: &Shapes, work: &Work) -> u64 {
     let channels = shapes.vae.stages.get(1).copied().unwrap_or(1) * shapes.vae.base;
     4 * 4 * work.leaves * work.pixels * channels
-}
-
-/// The larger of the two branches' peaks; with recomputation, every block's input and one block.
-fn activations(config: &Config, shapes: &Shapes, work: &Work, recompute: bool) -> u64 {
-    let stack = |blocks: u64, block: u64, input: u64| match recompute {
-        true => blocks * input + block,
-        false => blocks * block,
-    };
-    let tokens = work.traces * work.sequence;
-    let input = tokens * shapes.lm.hidden * element(config);
-    let llm = stack(shapes.lm.layers, lm_layer(config, shapes, work), input)
-        + logits(shapes, work.traces * work.new_tokens);
-    let tokens = work.leaves * work.passes * work.dit_tokens();
-    let input = tokens * shapes.dit.width * element(config);
-    let dit = stack(shapes.dit.blocks, dit_block(config, shapes, work), input);
-    let [llm_trains, dit_trains] = trained(config, shapes).map(|params| params > 0);
-    (if llm_trains { llm } else { 0 }).max(if dit_trains { dit } else { 0 })
 }

@@ -1,6 +1,7 @@
 //! `duet plan`: from a configuration and the `config.json` files of its model alone, what a run
 //! needs on each GPU, what an iteration computes and stores, and whether it fits.
 
+mod activations;
 pub mod bytes;
 mod flops;
 pub mod shapes;
@@ -49,7 +50,7 @@ pub struct Work {
 
 impl Work {
     /// The work of a configuration; `prompt` is how long prompts are.
-    fn new(config: &Config, shapes: &Shapes, prompt: u64) -> Result<Work, CliError> {
+    pub fn new(config: &Config, shapes: &Shapes, prompt: u64) -> Result<Work, CliError> {
         let rollout = &config.rollout;
         let (width, height) = (u64::from(rollout.width), u64::from(rollout.height));
         let side = shapes.vae.scale() * shapes.dit.patch;
@@ -169,7 +170,7 @@ fn show(config: &Config, shapes: &Shapes, work: &Work, roles: &[Role], flops: &f
     }
     println!("  artifacts       {}", gib(work.artifacts(shapes)));
     println!(
-        "~ estimates, not checked against measured peaks; all else is counted. Texts of {} tokens are assumed (--prompt-tokens).",
+        "~ an estimate; all else is counted. Texts of {} tokens are assumed (--prompt-tokens).",
         work.text_tokens
     );
 }

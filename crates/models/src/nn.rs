@@ -109,6 +109,14 @@ pub fn attention(
     mask: Option<&Tensor>,
     causal: bool,
 ) -> Tensor {
-    let grouped = q.size()[1] != k.size()[1];
+    let (heads, kv_heads) = (q.size()[1], k.size()[1]);
+    // CUDA's fused kernels take fewer key heads or a mask, not both: without this, all weights
+    // [B, H, T, T] would be laid out and kept.
+    if heads != kv_heads && mask.is_some() && q.device().is_cuda() {
+        let whole = |x: &Tensor| x.repeat_interleave_self_int(heads / kv_heads, 1, None);
+        let (k, v) = (whole(k), whole(v));
+        return Tensor::scaled_dot_product_attention(q, &k, &v, mask, 0.0, causal, None, false);
+    }
+    let grouped = heads != kv_heads;
     Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, causal, None, grouped)
 }

@@ -15,6 +15,7 @@ const MOST_BAD: usize = 20;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
     /// Shares of global means and counts, by name.
+    #[serde(with = "bits")]
     pub sums: BTreeMap<String, f64>,
     /// Losses that are not finite.
     pub bad: Vec<String>,
@@ -67,6 +68,26 @@ impl Tally {
     }
 }
 
+/// Numbers as their bits: JSON has no infinity, and a rank that has one must be able to say so.
+mod bits {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::collections::BTreeMap;
+
+    pub fn serialize<S: Serializer>(
+        sums: &BTreeMap<String, f64>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(sums.iter().map(|(name, value)| (name, value.to_bits())))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<String, f64>, D::Error> {
+        let sums = BTreeMap::<String, u64>::deserialize(deserializer)?;
+        Ok(sums.into_iter().map(|(name, value)| (name, f64::from_bits(value))).collect())
+    }
+}
+
 /// Every rank's tally, in rank order.
 fn gather(own: &Tally, group: &dyn Collective) -> Result<Vec<Tally>, TrainError> {
     let encode = |tally: &Tally| serde_json::to_vec(tally).unwrap_or_default();
@@ -91,4 +112,24 @@ fn decode(framed: &[u8]) -> Result<Tally, TrainError> {
     let (len, rest) = framed.split_first_chunk::<8>().ok_or_else(garbled)?;
     let text = rest.get(..u64::from_le_bytes(*len) as usize).ok_or_else(garbled)?;
     serde_json::from_slice(text).map_err(|_| garbled())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use duet_torch::collective::Solo;
+
+    #[test]
+    fn what_is_not_finite_is_named() {
+        let mut tally = Tally::default();
+        tally.add("dit/loss", f64::INFINITY);
+        tally.add("dit/ratio", f64::NAN);
+        assert_eq!(
+            tally.clone().exchange(&Solo::new(), 3).unwrap().sums["dit/loss"],
+            f64::INFINITY
+        );
+        tally.bad("dit loss of tree 3/0".to_owned());
+        let error = tally.exchange(&Solo::new(), 3).unwrap_err().to_string();
+        assert!(error.contains("dit loss of tree 3/0"), "{error}");
+    }
 }
