@@ -6,10 +6,12 @@ PYTHON ?= python3
 NAME ?= demo
 SEED ?= 1
 ARGS ?=
+TARGETS ?=
+SECONDS ?= 600
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help setup build demo experiment test lint bench doc sim mutations parity deploy-check slurm-test clean
+.PHONY: help setup build demo experiment test lint bench doc sim mutations fuzz parity deploy-check slurm-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -61,6 +63,9 @@ bench-control: setup ## null trees through the real coordinator, beside Ray's ac
 
 doc: setup ## API documentation of the workspace
 	$(CARGO) doc --workspace --no-deps
+
+fuzz: setup ## search every decoder for inputs that break it, ten minutes each (SECONDS=600 TARGETS="config proto")
+	scripts/fuzz.sh $(SECONDS) $(TARGETS)
 
 parity: setup ## compare with diffusers, transformers and peft (makes a Python environment in .venv, about 5 GB)
 	test -d .venv || $(PYTHON) -m venv .venv

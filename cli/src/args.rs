@@ -39,6 +39,10 @@ pub enum Command {
     /// worker).
     #[command(disable_help_flag = true)]
     Sample(PassedArgs),
+    /// Compute an iteration of a run again and say whether it is the same bit for bit (passes its
+    /// arguments to the trainer).
+    #[command(disable_help_flag = true)]
+    Replay(PassedArgs),
     /// Draw a suite of prompts, have the images scored, and add up by category.
     Eval(EvalArgs),
     /// Repeat an experiment of the paper in the small world.

@@ -41,6 +41,7 @@ async fn run(command: Command) -> Result<u8, CliError> {
         Command::Plan(args) => plan::run(&args),
         Command::Digest(args) => show::digest(&args).map(|()| 0),
         Command::Sample(args) => children::pass("duet-rollout-worker", "sample", &args.rest).await,
+        Command::Replay(args) => children::pass("duet-trainer", "replay", &args.rest).await,
         Command::Eval(args) => eval::run(args).await,
         Command::Experiment(Experiment::Paper(args)) => experiment::run(args).await,
         Command::Audit(args) => audit::run(&args).await,

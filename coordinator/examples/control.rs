@@ -233,6 +233,7 @@ async fn coordinate(folder: &Path, trees: u32, wide: u32) -> Result<()> {
     let options = Options {
         run: "control".to_owned(),
         config: config(),
+        config_text: String::new(),
         spec,
         prompts: (0..100).map(row).collect(),
         store: store(folder)?,
@@ -245,6 +246,7 @@ async fn coordinate(folder: &Path, trees: u32, wide: u32) -> Result<()> {
         farewell: Duration::from_secs(5),
         retention: Retention { last: 2, every: 0, grace_ms: 0 },
         keep_journal: false,
+        keep_rollouts: false,
         tls: None,
         telemetry: duet_config::Telemetry::default(),
     };

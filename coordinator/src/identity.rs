@@ -77,7 +77,14 @@ impl Identity {
         }
         let text = serde_json::to_vec_pretty(&ours).unwrap_or_default();
         match options.store.create(keys::RUN, Bytes::from(text)).await {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                // For people and replays; nothing of the run depends on it.
+                let text = Bytes::from(options.config_text.clone());
+                match options.store.create(keys::CONFIG, text).await {
+                    Ok(()) | Err(StoreError::Exists { .. }) => Ok(true),
+                    Err(error) => Err(error.into()),
+                }
+            }
             // Another coordinator was faster; its run may be ours.
             Err(StoreError::Exists { .. }) => {
                 let theirs = Identity::load(options).await?;

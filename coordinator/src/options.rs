@@ -19,6 +19,8 @@ pub struct Options {
     pub run: String,
     /// Hash over the configuration that decides results; workers must have the same.
     pub config: Digest,
+    /// The whole configuration, without secrets, to be kept with the run.
+    pub config_text: String,
     /// The run.
     pub spec: RunSpec,
     /// Its prompts.
@@ -45,6 +47,8 @@ pub struct Options {
     pub tls: Option<TlsFiles>,
     /// Where metrics and traces go.
     pub telemetry: Telemetry,
+    /// Whether rollouts that no restart needs are kept for replays.
+    pub keep_rollouts: bool,
     /// Whether journal segments that no restart needs are kept for audits.
     pub keep_journal: bool,
 }
@@ -64,6 +68,7 @@ impl Options {
         Ok(Options {
             run: config.run.name.clone(),
             config: config.digest(),
+            config_text: config.to_toml(),
             spec: config.run_spec(),
             prompts: config.read_prompts()?.into(),
             store: Store::open(&config.store_url())?,
@@ -85,6 +90,7 @@ impl Options {
                 key: tls.key,
             }),
             telemetry: config.telemetry.clone(),
+            keep_rollouts: config.checkpoint.keep_rollouts,
             keep_journal: config.checkpoint.keep_journal,
         })
     }

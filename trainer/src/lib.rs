@@ -10,6 +10,7 @@ pub mod engine;
 pub mod error;
 pub mod failure;
 pub mod rank;
+pub mod replay;
 pub mod run;
 pub mod serve;
 pub mod sft;

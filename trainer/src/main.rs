@@ -6,6 +6,7 @@ use duet_service::{exit, telemetry};
 use duet_trainer::args::RunArgs;
 use duet_trainer::bootstrap::{self, BootstrapArgs};
 use duet_trainer::failure::Failure;
+use duet_trainer::replay::{self, ReplayArgs};
 use duet_trainer::run;
 use duet_trainer::sft::{self, SftArgs};
 use std::process::ExitCode;
@@ -26,6 +27,8 @@ enum Command {
     Run(RunArgs),
     /// Fine-tune the language model on worked examples, as one rank of several.
     Sft(SftArgs),
+    /// Compute an iteration's optimiser step again, and say whether it is the same bit for bit.
+    Replay(ReplayArgs),
     /// Make the small world's base model, prompts, scorers and judge.
     Bootstrap(BootstrapArgs),
 }
@@ -41,7 +44,7 @@ fn main() -> ExitCode {
         }
     };
     match carry_out(&cli.command) {
-        Ok(()) => ExitCode::from(exit::OK),
+        Ok(code) => ExitCode::from(code),
         Err(failure) => {
             eprintln!("error: {failure}");
             ExitCode::from(failure.exit_code())
@@ -49,16 +52,23 @@ fn main() -> ExitCode {
     }
 }
 
-fn carry_out(command: &Command) -> Result<(), Failure> {
+/// The exit code.
+fn carry_out(command: &Command) -> Result<u8, Failure> {
     match command {
         Command::Run(args) => {
             telemetry::init(&args.id);
-            run::run(args)
+            run::run(args)?;
         }
         Command::Sft(args) => {
             telemetry::init(&format!("sft-{}", args.rank));
-            sft::run(args)
+            sft::run(args)?;
         }
-        Command::Bootstrap(args) => Ok(bootstrap::run(args)?),
+        Command::Replay(args) => {
+            telemetry::init("replay");
+            let same = replay::run(args)?;
+            return Ok(if same { exit::OK } else { exit::OTHER });
+        }
+        Command::Bootstrap(args) => bootstrap::run(args)?,
     }
+    Ok(exit::OK)
 }

@@ -55,6 +55,7 @@ pub struct Keeper {
     lineage: Lineage,
     metrics: Option<MetricsFile>,
     retention: Retention,
+    keep_rollouts: bool,
     run: String,
     config: duet_core::Digest,
     backlog: VecDeque<Box<IterationLineage>>,
@@ -80,6 +81,7 @@ impl Keeper {
             store: options.store.clone(),
             metrics,
             retention: options.retention,
+            keep_rollouts: options.keep_rollouts,
             run: options.run.clone(),
             config: options.config,
             backlog: VecDeque::new(),
@@ -145,7 +147,10 @@ impl Keeper {
         let kept = checkpoints.list().await?;
         for artifact in artifacts {
             let version = keys::weights_version(&artifact.key);
-            if version.is_some_and(|version| kept.contains(&version)) {
+            let rollout = artifact.key.starts_with(keys::ARTIFACTS);
+            if version.is_some_and(|version| kept.contains(&version))
+                || (rollout && self.keep_rollouts)
+            {
                 continue;
             }
             self.store.delete(&artifact.key).await?;

@@ -64,6 +64,7 @@ pub fn options(folder: &Path, iterations: u32) -> Options {
     Options {
         run: "test".to_owned(),
         config: Digest::of(b"the configuration"),
+        config_text: "# the configuration".to_owned(),
         spec: spec(iterations),
         prompts: (0..5).map(prompt).collect(),
         store: Store::open(&folder.display().to_string()).unwrap(),
@@ -78,6 +79,7 @@ pub fn options(folder: &Path, iterations: u32) -> Options {
         tls: None,
         telemetry: duet_config::Telemetry::default(),
         keep_journal: false,
+        keep_rollouts: false,
     }
 }
 

@@ -143,11 +143,15 @@ pub struct Checkpoint {
     /// Keeps the whole journal, so that `duet audit` can account for every attempt since the run
     /// began; false: what a restart needs, and older attempts by the tables. Default false.
     pub keep_journal: bool,
+    /// Keeps all traces, latents and images, so that `duet replay` can compute any iteration again;
+    /// false: what a restart needs. `duet plan` says how many bytes an iteration's are. Default
+    /// false.
+    pub keep_rollouts: bool,
 }
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Checkpoint { every: 10, keep: 3, keep_every: 0, keep_journal: false }
+        Checkpoint { every: 10, keep: 3, keep_every: 0, keep_journal: false, keep_rollouts: false }
     }
 }
 

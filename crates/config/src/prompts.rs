@@ -77,8 +77,25 @@ fn read_with(
     path: &Path,
     parse: fn(&[u8], u64) -> Result<PromptRow, String>,
 ) -> Result<Vec<PromptRow>, PromptsError> {
+    let file = File::open(path);
+    let file = file.map_err(|source| PromptsError::Io { path: path.to_owned(), source })?;
+    lines(path, BufReader::new(file), parse)
+}
+
+/// Reads what a prompt file called `path` holds.
+///
+/// # Errors
+/// As [`read`].
+pub fn from_reader(path: &Path, from: impl BufRead) -> Result<Vec<PromptRow>, PromptsError> {
+    lines(path, from, parse)
+}
+
+fn lines(
+    path: &Path,
+    mut file: impl BufRead,
+    parse: fn(&[u8], u64) -> Result<PromptRow, String>,
+) -> Result<Vec<PromptRow>, PromptsError> {
     let io = |source| PromptsError::Io { path: path.to_owned(), source };
-    let mut file = BufReader::new(File::open(path).map_err(io)?);
     let mut rows = Vec::new();
     let mut number = 0;
     loop {

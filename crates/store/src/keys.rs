@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! run.json                                        whose run this is; created once, first
+//! config.toml                                     its configuration, without secrets
 //! journal/generations/00000001                    who took the journal over; never deleted
 //! journal/segments/000000000001                   numbered, created once
 //! journal/snapshots/000000000042                  the state after that segment
@@ -16,6 +17,8 @@ use duet_core::{Attempt, PolicyVersion, Rank, SubtreeId, TrainerEpoch, TreeId};
 
 /// Whose run the store holds: created once, before anything else.
 pub const RUN: &str = "run.json";
+/// The configuration that the run was begun with, without secrets.
+pub const CONFIG: &str = "config.toml";
 /// Prefix of the run's journal.
 pub const JOURNAL: &str = "journal";
 /// Prefix of sampled traces and rendered images.

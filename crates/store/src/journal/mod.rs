@@ -23,7 +23,8 @@ mod segment;
 
 pub use open::{Opened, read};
 pub use retained::{Batch, Retained, retained};
-pub use segment::{MAX_RECORD, MAX_RECORDS, MAX_SEGMENT};
+pub use segment::snapshot_state;
+pub use segment::{MAX_RECORD, MAX_RECORDS, MAX_SEGMENT, segment_bytes, segment_records};
 
 use crate::error::StoreError;
 use crate::keys;

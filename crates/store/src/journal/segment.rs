@@ -73,6 +73,28 @@ pub(super) fn encode(segment: &Segment) -> Bytes {
     out.into()
 }
 
+/// The bytes of a segment with these records, as [`Journal::append`](super::Journal::append) writes
+/// them but for the nonce, which is zero.
+pub fn segment_bytes(generation: u64, number: u64, records: &[Vec<u8>]) -> Bytes {
+    encode(&Segment { generation, number, voids: 0, nonce: [0; 16], records: records.to_vec() })
+}
+
+/// The records in the bytes of segment `number`.
+///
+/// # Errors
+/// Why they are not that segment, or not the whole of it.
+pub fn segment_records(bytes: &[u8], number: u64) -> Result<Vec<Vec<u8>>, String> {
+    decode(bytes, number).map(|segment| segment.records).map_err(Bad::reason)
+}
+
+/// The state in the bytes of the snapshot after segment `number`.
+///
+/// # Errors
+/// Why they are not that snapshot.
+pub fn snapshot_state(bytes: &Bytes, number: u64) -> Result<Bytes, String> {
+    decode_snapshot(bytes, number).map_err(Bad::reason)
+}
+
 /// Length, number and index are under the checksum with the payload.
 fn record_crc(number: u64, index: u32, record: &[u8]) -> u32 {
     let mut place = [0; 16];
