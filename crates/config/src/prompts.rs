@@ -157,11 +157,17 @@ fn parse_text(line: &[u8], row: u64) -> Result<PromptRow, String> {
 /// The text of a prompt file with these rows, in this order.
 pub fn to_text(rows: &[PromptRow]) -> String {
     let line = |row: &PromptRow| {
-        let meta = match serde_json::from_str(&row.meta) {
-            Ok(meta) => meta,
-            Err(_) if row.meta.is_empty() => Value::Null,
-            Err(_) => Value::String(row.meta.clone()),
+        // As a value only where that reads back as the same text: a text may look like a number, and
+        // come back rounded.
+        let value = serde_json::from_str(&row.meta).ok();
+        let value = value.filter(|value: &Value| {
+            !value.is_null() && !value.is_string() && value.to_string() == row.meta
+        });
+        let text = || match row.meta.as_str() {
+            "" => Value::Null,
+            meta => Value::String(meta.to_owned()),
         };
+        let meta = value.unwrap_or_else(text);
         let line = Line { prompt: row.text.clone(), meta };
         serde_json::to_string(&line).unwrap_or_default() + "\n"
     };
