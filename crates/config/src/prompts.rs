@@ -161,7 +161,8 @@ pub fn to_text(rows: &[PromptRow]) -> String {
         // come back rounded.
         let value = serde_json::from_str(&row.meta).ok();
         let value = value.filter(|value: &Value| {
-            !value.is_null() && !value.is_string() && value.to_string() == row.meta
+            let text = value.to_string();
+            !value.is_null() && !value.is_string() && text == row.meta
         });
         let text = || match row.meta.as_str() {
             "" => Value::Null,
