@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
+use duet_service::access::Role;
 use std::path::PathBuf;
 
 /// Trains think-then-generate image models by Dual-GRPO.
@@ -52,6 +53,8 @@ pub enum Command {
     Audit(AuditArgs),
     /// Check a configuration and print it in full.
     Config(ConfigArgs),
+    /// Make a private authority and a certificate for each role.
+    Certs(CertsArgs),
     /// Find out what something can be trusted with.
     #[command(subcommand)]
     Doctor(Doctor),
@@ -88,6 +91,28 @@ pub struct DigestArgs {
     /// Write `B3SUMS` into it, the hash of each file: a folder on an object store needs it.
     #[arg(long)]
     pub write: bool,
+}
+
+/// `certs`.
+#[derive(Clone, Debug, Args)]
+pub struct CertsArgs {
+    /// The folder; an authority that is in it is used again.
+    #[arg(long, value_name = "DIR", default_value = "tls")]
+    pub out: PathBuf,
+    /// A name or address that others reach the coordinator at, besides `localhost`; may be repeated.
+    #[arg(long, value_name = "HOST")]
+    pub host: Vec<String>,
+    /// For how many days certificates hold.
+    #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub days: u32,
+    /// Only this role; may be repeated. Default: all.
+    #[arg(long, value_name = "ROLE", value_parser = role)]
+    pub role: Vec<Role>,
+}
+
+fn role(name: &str) -> Result<Role, String> {
+    let known = || Role::ALL.map(Role::as_str).join(", ");
+    Role::named(name).ok_or_else(|| format!("there are {}", known()))
 }
 
 /// What to examine.

@@ -1,6 +1,7 @@
 //! The coordinator, asked over gRPC: prost types come in here and go no further.
 
 use crate::CliError;
+use duet_core::url::without_credentials;
 use duet_proto::v1;
 use duet_proto::v1::control_service_client::ControlServiceClient;
 use duet_proto::v1::status_service_client::StatusServiceClient;
@@ -144,10 +145,18 @@ pub struct Client {
 }
 
 /// The certificates that the environment names as a configuration would: `DUET__SECURITY__CA`,
-/// `DUET__SECURITY__CERTIFICATE` and `DUET__SECURITY__KEY`.
+/// `DUET__SECURITY__CERTIFICATE` and `DUET__SECURITY__KEY`; `{role}` in them is `operator`.
 pub fn environment_tls() -> Option<TlsFiles> {
-    let path = |name: &str| std::env::var_os(format!("DUET__SECURITY__{name}")).map(PathBuf::from);
+    let path = |name: &str| {
+        let value = std::env::var(format!("DUET__SECURITY__{name}")).ok()?;
+        Some(PathBuf::from(value.replace("{role}", "operator")))
+    };
     Some(TlsFiles { ca: path("CA")?, certificate: path("CERTIFICATE")?, key: path("KEY")? })
+}
+
+/// Whether `DUET__SECURITY__ALLOW_PLAINTEXT` says that the network is trusted.
+pub fn environment_trusts() -> bool {
+    std::env::var("DUET__SECURITY__ALLOW_PLAINTEXT").is_ok_and(|value| value == "true")
 }
 
 impl Client {
@@ -155,15 +164,21 @@ impl Client {
     ///
     /// # Errors
     /// The address is wrong, or nobody answers there.
-    pub async fn connect(address: &str, tls: Option<&TlsFiles>) -> Result<Client, CliError> {
-        let unreachable =
-            |reason: String| CliError::Unreachable { address: address.to_owned(), reason };
+    pub async fn connect(
+        address: &str,
+        tls: Option<&TlsFiles>,
+        trusted: bool,
+    ) -> Result<Client, CliError> {
+        let unreachable = |reason: String| CliError::Unreachable {
+            address: without_credentials(address),
+            reason,
+        };
         // Certificates are for those who ask for them.
         let tls = tls.filter(|_| address.starts_with("https://"));
-        let endpoint = endpoint(address, tls).map_err(|e| unreachable(e.to_string()))?;
+        let endpoint = endpoint(address, tls, trusted).map_err(|e| unreachable(e.to_string()))?;
         let endpoint = endpoint.connect_timeout(DEADLINE);
         let channel = endpoint.connect().await.map_err(|e| unreachable(reason(&e)))?;
-        Ok(Client { address: address.to_owned(), channel })
+        Ok(Client { address: without_credentials(address), channel })
     }
 
     /// The run as it is now.

@@ -2,11 +2,14 @@
 
 use crate::CliError;
 use crate::args::{AddressArgs, DrainArgs};
-use crate::client::{Client, Wish, environment_tls, resolve};
+use crate::client::{Client, Wish, environment_tls, environment_trusts, resolve};
 
 async fn tell(args: &AddressArgs, wish: Wish<'_>, done: &str) -> Result<(), CliError> {
     let address = resolve(args.address.as_deref())?;
-    Client::connect(&address, environment_tls().as_ref()).await?.control(wish).await?;
+    Client::connect(&address, environment_tls().as_ref(), environment_trusts())
+        .await?
+        .control(wish)
+        .await?;
     println!("{done}");
     Ok(())
 }

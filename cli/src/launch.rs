@@ -124,12 +124,8 @@ pub async fn train(
     let mut fleet = Fleet::new(config, args, folder, memory.clone())?;
     let address = fleet.start_coordinator(args.resume).await?;
     fleet.start_workers(config, &address)?;
-    let tls = config.security.tls().map(|tls| TlsFiles {
-        ca: tls.ca,
-        certificate: tls.certificate,
-        key: tls.key,
-    });
-    let client = Client::connect(&address, tls.as_ref()).await?;
+    let tls = config.security.tls("operator").map(TlsFiles::from);
+    let client = Client::connect(&address, tls.as_ref(), true).await?;
     let mut progress = Progress::new();
     let result = fleet.follow(&client, &address, &mut progress).await;
     progress.finish();

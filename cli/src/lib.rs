@@ -3,6 +3,7 @@
 
 pub mod args;
 pub mod audit;
+pub mod certs;
 pub mod checkpoints;
 pub mod children;
 pub mod client;

@@ -4,8 +4,8 @@
 use clap::Parser;
 use duet_cli::args::{Cli, Command, Doctor, Experiment};
 use duet_cli::{
-    CliError, audit, checkpoints, children, control, demo, eval, experiment, launch, plan, sft,
-    show, status,
+    CliError, audit, certs, checkpoints, children, control, demo, eval, experiment, launch, plan,
+    sft, show, status,
 };
 use std::process::ExitCode;
 
@@ -46,6 +46,7 @@ async fn run(command: Command) -> Result<u8, CliError> {
         Command::Experiment(Experiment::Paper(args)) => experiment::run(args).await,
         Command::Audit(args) => audit::run(&args).await,
         Command::Config(args) => show::config(&args).map(|()| 0),
+        Command::Certs(args) => certs::run(&args).map(|()| 0),
         Command::Checkpoints(command) => checkpoints::run(command).await,
         Command::Doctor(Doctor::Storage { url }) => show::storage(&url).await,
     }

@@ -2,7 +2,7 @@
 
 use crate::CliError;
 use crate::args::StatusArgs;
-use crate::client::{Client, Run, environment_tls, resolve};
+use crate::client::{Client, Run, environment_tls, environment_trusts, resolve};
 use crate::show::span;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{Cell, CellAlignment, Table};
@@ -19,7 +19,8 @@ const EVERY: Duration = Duration::from_millis(500);
 /// No coordinator answers.
 pub async fn run(args: StatusArgs) -> Result<(), CliError> {
     let address = resolve(args.address.address.as_deref())?;
-    let client = Client::connect(&address, environment_tls().as_ref()).await?;
+    let client =
+        Client::connect(&address, environment_tls().as_ref(), environment_trusts()).await?;
     if !args.watch {
         show(&client.get().await?, args.json);
         return Ok(());

@@ -19,6 +19,7 @@ use duet_core::work::{
     Assignment, Done, Finish, Outcome, PromptRow, Report, Score, StepDone, Trace, Weights, Work,
 };
 use duet_core::{ArtifactRef, Digest, Millis, PolicyVersion, Rank, Role, WorkerId};
+use duet_service::server::Limits;
 use duet_service::worker::{Session, WorkerOptions};
 use duet_store::checkpoint::Retention;
 use duet_store::{Store, keys};
@@ -192,6 +193,7 @@ fn worker(url: &str, name: &str, role: Role) -> WorkerOptions {
         role,
         config_digest: config(),
         tls: None,
+        allow_plaintext: false,
         reconnect_deadline: Duration::from_secs(5),
     }
 }
@@ -248,6 +250,7 @@ async fn coordinate(folder: &Path, trees: u32, wide: u32) -> Result<()> {
         keep_journal: false,
         keep_rollouts: false,
         tls: None,
+        limits: Limits { requests_per_second: u32::MAX, ..Limits::default() },
         telemetry: duet_config::Telemetry::default(),
     };
     Service::build(options).await?.run(CancellationToken::new()).await?;

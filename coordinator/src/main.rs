@@ -59,7 +59,10 @@ fn run(arguments: Arguments) -> Result<(), CoordinatorError> {
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    let config = Config::load(&arguments.config, &environment, &arguments.set)?;
+    // An override like any other, so that it is checked like any other.
+    let listen = arguments.listen.map(|listen| format!("coordinator.listen={listen}"));
+    let set: Vec<String> = arguments.set.into_iter().chain(listen).collect();
+    let config = Config::load(&arguments.config, &environment, &set)?;
     if arguments.print_config {
         print!("{}", config.to_toml());
         return Ok(());
@@ -67,7 +70,6 @@ fn run(arguments: Arguments) -> Result<(), CoordinatorError> {
     let mut options = Options::new(&config)?;
     options.resume = arguments.resume;
     options.ready_file = arguments.ready_file;
-    options.listen = arguments.listen.unwrap_or(options.listen);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(CoordinatorError::Runtime)?;
     runtime.block_on(async {

@@ -5,6 +5,7 @@ use duet_config::{Config, Telemetry};
 use duet_core::Digest;
 use duet_core::spec::RunSpec;
 use duet_core::work::PromptRow;
+use duet_service::server::Limits;
 use duet_service::tls::TlsFiles;
 use duet_store::Store;
 use duet_store::checkpoint::Retention;
@@ -45,6 +46,8 @@ pub struct Options {
     pub retention: Retention,
     /// Certificates; `None`: plaintext.
     pub tls: Option<TlsFiles>,
+    /// What is taken from whom.
+    pub limits: Limits,
     /// Where metrics and traces go.
     pub telemetry: Telemetry,
     /// Whether rollouts that no restart needs are kept for replays.
@@ -84,11 +87,11 @@ impl Options {
                 every: u64::from(config.checkpoint.keep_every),
                 grace_ms: GRACE_MS,
             },
-            tls: config.security.tls().map(|tls| TlsFiles {
-                ca: tls.ca,
-                certificate: tls.certificate,
-                key: tls.key,
-            }),
+            tls: config.security.tls("coordinator").map(TlsFiles::from),
+            limits: Limits {
+                requests_per_second: coordinator.requests_per_second,
+                connections: coordinator.max_connections,
+            },
             telemetry: config.telemetry.clone(),
             keep_rollouts: config.checkpoint.keep_rollouts,
             keep_journal: config.checkpoint.keep_journal,

@@ -4,7 +4,7 @@ use crate::codec;
 use crate::driver::{Driver, KeeperLine, Patience, Terms, Witness};
 use crate::error::CoordinatorError;
 use crate::exposition;
-use crate::grpc::{Control, StatusPage, Workers};
+use crate::grpc::{Control, Roles, StatusPage, Workers};
 use crate::identity::Identity;
 use crate::keeper::Keeper;
 use crate::options::Options;
@@ -28,6 +28,7 @@ pub struct Service {
     options: Options,
     server: Server,
     scraped: Option<Scraped>,
+    metrics: Metrics,
     opened: Restored,
 }
 
@@ -49,7 +50,14 @@ impl Service {
             .spec
             .check(options.prompts.len())
             .map_err(duet_core::scheduler::RestoreError::from)?;
-        let server = server::server(&options.listen, options.tls.as_ref()).await?;
+        let metrics = Metrics::new(Place::Coordinator);
+        let server = server::server_with(
+            &options.listen,
+            options.tls.as_ref(),
+            options.limits,
+            metrics.clone(),
+        )
+        .await?;
         let scraped = match &options.telemetry.metrics {
             Some(address) => Some(metrics::bind(address).await?),
             None => None,
@@ -63,7 +71,7 @@ impl Service {
         let (run, generation) = (&options.run, opened.journal.generation());
         let (version, address) = (state.version, server.address());
         tracing::info!(run, new, %generation, %version, %address, "coordinator");
-        Ok(Service { options, server, scraped, opened })
+        Ok(Service { options, server, scraped, metrics, opened })
     }
 
     /// Where it listens.
@@ -81,8 +89,7 @@ impl Service {
     /// # Errors
     /// [`CoordinatorError::RunFailed`] when the run cannot go on; the journal or the server failed.
     pub async fn run(self, shutdown: CancellationToken) -> Result<FinishReason, CoordinatorError> {
-        let Service { options, server, scraped, opened } = self;
-        let metrics = Metrics::new(Place::Coordinator);
+        let Service { options, server, scraped, metrics, opened } = self;
         let traces = traces(&options)?;
         let (keeper, jobs, kept) = Keeper::new(&options)?;
         let terms = Terms {
@@ -101,13 +108,13 @@ impl Service {
             Driver::new(scheduler, journal, terms, line, patience, witness, shutdown);
 
         let closing = CancellationToken::new();
-        let address = server.address();
+        let (address, roles) = (server.address(), Roles::new(server.refusals()));
         let server = server
-            .with_worker(Workers::new(handle.clone(), closing.clone()))
+            .with_worker(Workers::new(handle.clone(), roles.clone(), closing.clone()))
             .await
             .with_status(StatusPage::new(handle.clone(), closing.clone()))
             .await
-            .with_control(Control::new(handle.clone()))
+            .with_control(Control::new(handle.clone(), roles))
             .await;
         let scraping = scraped.map(|scraped| {
             let values = metrics.clone();

@@ -31,6 +31,8 @@ async fn wrong_configurations_name_the_key() {
     assert_refused(&zero, 78, "run.iterations");
     assert_refused(&output(&folder.path().join("none.toml"), &[]).await, 78, "none.toml");
     assert_refused(&output(&config, &["--no-such-flag"]).await, 64, "--no-such-flag");
+    let open = output(&config, &["--listen", "0.0.0.0:0"]).await;
+    assert_refused(&open, 78, "duet certs");
     let url = output(&config, &["--set", "run.store=gopher://host/run"]).await;
     assert_refused(&url, 78, "gopher");
     assert!(!folder.path().join("store").exists());

@@ -7,19 +7,15 @@ use crate::scorer::{Panel, Scorer};
 use crate::serve::{Worker, serve};
 use crate::world::WorldScorer;
 use duet_config::{Config, Reward, Scorer as Kind};
-use duet_core::{Role, WorkerId};
+use duet_core::Role;
 use duet_service::observe::{Observer, Showing};
 use duet_service::shutdown;
-use duet_service::tls::TlsFiles;
 use duet_service::traces::Run;
 use duet_service::worker::{Session, SessionError, WorkerOptions};
 use duet_store::Store;
 use duet_torch::device::DeviceThread;
 use std::path::Path;
 use std::time::Duration;
-
-/// How long the coordinator may be away before the worker gives up.
-const RECONNECT: Duration = Duration::from_secs(120);
 
 /// Works for a run until it is over or this process is told to stop.
 ///
@@ -28,6 +24,7 @@ const RECONNECT: Duration = Duration::from_secs(120);
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let environment = std::env::vars().collect();
     let config = Config::load(&args.config, &environment, &args.set)?;
+    let options = WorkerOptions::of(&config, Role::Reward, &args.coordinator, &args.id)?;
     duet_torch::init(config.workers.threads)?;
     let (folder, reward) = (config.model_path(), config.reward.clone());
     let device = DeviceThread::spawn("scorers", move || configured(&folder, &reward))?;
@@ -36,7 +33,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::Io(format!("cannot start the runtime: {error}")))?;
-    runtime.block_on(work(args, &config, device))
+    runtime.block_on(work(args, &config, options, device))
 }
 
 /// The scorers that the configuration names.
@@ -63,7 +60,12 @@ pub(crate) fn small_world(folder: &Path) -> Result<Panel, Failure> {
 }
 
 /// In session until the end.
-async fn work(args: &RunArgs, config: &Config, device: DeviceThread<Panel>) -> Result<(), Failure> {
+async fn work(
+    args: &RunArgs,
+    config: &Config,
+    options: WorkerOptions,
+    device: DeviceThread<Panel>,
+) -> Result<(), Failure> {
     let store = Store::open(&config.store_url()).map_err(|error| Failure::Io(error.to_string()))?;
     let limit = Duration::from_millis(config.reward.timeout_ms);
     let worker = Worker::new(device, store.artifacts(), limit).await?;
@@ -77,18 +79,6 @@ async fn work(args: &RunArgs, config: &Config, device: DeviceThread<Panel>) -> R
     }
     let token = shutdown::token()
         .map_err(|error| Failure::Io(format!("cannot listen for signals: {error}")))?;
-    let options = WorkerOptions {
-        coordinator: args.coordinator.clone(),
-        worker: WorkerId(args.id.clone()),
-        role: Role::Reward,
-        config_digest: config.digest(),
-        tls: config.security.tls().map(|tls| TlsFiles {
-            ca: tls.ca,
-            certificate: tls.certificate,
-            key: tls.key,
-        }),
-        reconnect_deadline: RECONNECT,
-    };
     let observer = observer(args, config).await?;
     let mut session = match Session::connect(options, token).await {
         Err(SessionError::Stopped) => return Ok(()),

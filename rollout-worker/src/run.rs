@@ -6,7 +6,7 @@ use crate::error::WorkError;
 use crate::failure::Failure;
 use crate::serve::{Worker, serve};
 use duet_config::{Config, ConfigError, Device, DitObjective, Dtype, Lora, Sampler};
-use duet_core::{Role, WorkerId};
+use duet_core::Role;
 use duet_models::ModelError;
 use duet_models::defaults::Defaults;
 use duet_models::lora::LoraConfig;
@@ -15,16 +15,12 @@ use duet_models::render::RenderOptions;
 use duet_models::sde::SdeKind;
 use duet_service::observe::{Observer, Showing};
 use duet_service::shutdown;
-use duet_service::tls::TlsFiles;
 use duet_service::traces::Run;
 use duet_service::worker::{Session, SessionError, WorkerOptions};
 use duet_store::Store;
 use duet_torch::device::DeviceThread;
 use std::time::Duration;
 use tch::Kind;
-
-/// How long the coordinator may be away before the worker gives up.
-const RECONNECT: Duration = Duration::from_secs(120);
 
 /// Works for a run until it is over or this process is told to stop.
 ///
@@ -33,6 +29,7 @@ const RECONNECT: Duration = Duration::from_secs(120);
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let environment = std::env::vars().collect();
     let config = Config::load(&args.config, &environment, &args.set)?;
+    let options = WorkerOptions::of(&config, Role::Rollout, &args.coordinator, &args.id)?;
     let torch = duet_torch::init(config.workers.threads)?;
     if config.workers.device == Device::Cuda && !torch.cuda {
         let reason = "workers.device: there is no GPU that libtorch can use; set it to `cpu`";
@@ -45,30 +42,19 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::Io(format!("cannot start the runtime: {error}")))?;
-    runtime.block_on(work(args, &config, device))
+    runtime.block_on(work(args, &config, options, device))
 }
 
 /// In session until the end.
 async fn work(
     args: &RunArgs,
     config: &Config,
+    options: WorkerOptions,
     device: DeviceThread<Engine>,
 ) -> Result<(), Failure> {
     let store = Store::open(&config.store_url()).map_err(|error| Failure::Io(error.to_string()))?;
     let token = shutdown::token()
         .map_err(|error| Failure::Io(format!("cannot listen for signals: {error}")))?;
-    let options = WorkerOptions {
-        coordinator: args.coordinator.clone(),
-        worker: WorkerId(args.id.clone()),
-        role: Role::Rollout,
-        config_digest: config.digest(),
-        tls: config.security.tls().map(|tls| TlsFiles {
-            ca: tls.ca,
-            certificate: tls.certificate,
-            key: tls.key,
-        }),
-        reconnect_deadline: RECONNECT,
-    };
     let observer = observer(args, config).await?;
     let mut session = match Session::connect(options, token).await {
         Err(SessionError::Stopped) => return Ok(()),

@@ -64,7 +64,7 @@ def settings():
         "volumes": [{"name": "models", "persistentVolumeClaim": {"claimName": "models"}}],
         "mounts": [{"name": "models", "mountPath": "/models", "readOnly": True}],
         "scorer": {"url": "http://judge:8200/score"},
-        "tls": {"secretName": "tls"},
+        "tls": {"secretPrefix": "duet-tls"},
         "network": {"trusted": False, "monitoring": {"namespaceSelector": {}}},
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/duet"}},
         "kueue": {"queue": "research", "priorityClass": "low", "topology": "example.com/rack"},
@@ -189,7 +189,7 @@ def main():
     refused("an image by tag", merged(plain, {"images": {"gpu": "duet:latest"}}), "gpu")
     refused("no store", merged(plain, {"store": {"url": ""}}), "store.url")
     refused("credentials in the store's address", merged(plain, {"store": {"url": "s3://key@bucket/a"}}), "url")
-    refused("plaintext by default", merged(plain, {"network": {"trusted": False}}), "tls.secretName")
+    refused("plaintext by default", merged(plain, {"network": {"trusted": False}}), "tls.secretPrefix")
     refused("no trainers", merged(plain, {"trainer": {"replicas": 0}}), "replicas")
     refused("a misspelt value", merged(plain, {"trainer": {"replica": 2}}), "replica")
     refused("a number where text is needed", merged(plain, {"set": {"coordinator.step_ms": 3600000}}), "step_ms")

@@ -1,6 +1,7 @@
 //! Whole runs of real processes in the small world: the same weights whatever happens on the way.
 
-use duet_tests::{Run, text};
+use duet_tests::{Run, bin, text};
+use std::process::Command;
 use std::sync::OnceLock;
 
 /// Weights after an undisturbed run with two rollout workers.
@@ -55,25 +56,16 @@ fn a_run_is_not_overwritten_by_another() {
 /// Every connection over mutual TLS, with certificates of a private authority.
 #[test]
 fn a_run_over_tls_makes_the_same_weights() {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     let folder = tempfile::tempdir().expect("a folder");
-    let key = KeyPair::generate().expect("a key");
-    let mut params = CertificateParams::new(Vec::new()).expect("no names");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca = params.self_signed(&key).expect("an authority").pem();
-    let issuer = Issuer::new(params, key);
-    let key = KeyPair::generate().expect("a key");
-    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
-    let certificate = params.signed_by(&key, &issuer).expect("a certificate").pem();
-    let put = |key: &str, text: &str| {
-        let path = folder.path().join(key);
-        std::fs::write(&path, text).expect("a file");
-        format!("security.{key}=\"{}\"", path.display())
-    };
+    let tls = folder.path().join("tls");
+    let made = Command::new(bin("duet")).arg("certs").arg("--out").arg(&tls).output();
+    let made = made.expect("duet starts");
+    assert!(made.status.success(), "{}", text(&made));
+    let tls = tls.display();
     let set = [
-        put("ca", &ca),
-        put("certificate", &certificate),
-        put("key", &key.serialize_pem()),
+        format!("security.ca=\"{tls}/ca.crt\""),
+        format!("security.certificate=\"{tls}/{{role}}.crt\""),
+        format!("security.key=\"{tls}/{{role}}.key\""),
         "workers.rollout=1".to_owned(),
     ];
     let set: Vec<&str> = set.iter().map(String::as_str).collect();

@@ -1,6 +1,6 @@
 //! Bad input: the error names the thing, the exit code is the documented one, nothing is lost.
 
-use duet_tests::{Run, text};
+use duet_tests::{Run, root, text};
 use std::net::TcpListener;
 
 /// Launches with overrides; the exit code and what was printed.
@@ -57,4 +57,35 @@ fn a_wrong_key_is_named_with_the_right_one() {
         code == Some(78) && said.contains("trace") && said.contains("traces"),
         "{code:?} {said}"
     );
+}
+
+#[test]
+fn workers_do_not_talk_in_plaintext_to_other_machines() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = Run::new(folder.path(), &[]);
+    let secret = "http://me:hunter2@192.0.2.1:7400";
+    for (program, id, address, words) in [
+        ("duet-rollout-worker", "rollout-0", "http://192.0.2.1:7400", "duet certs"),
+        ("duet-reward-worker", "reward-0", "http://192.0.2.1:7400", "allow_plaintext"),
+        ("duet-trainer", "trainer-0", "http://192.0.2.1:7400", "allow_plaintext"),
+        ("duet-trainer", "trainer-0", secret, "not a coordinator's address"),
+    ] {
+        let mut command = run.program(program);
+        command.args(["run", "--config"]).arg(root().join("configs/test.toml"));
+        command.args(run.overrides()).args(["--id", id]);
+        command.args(["--coordinator", address]);
+        let out = command.output().expect("it starts");
+        let said = text(&out);
+        assert_eq!(out.status.code(), Some(64), "{said}");
+        assert!(said.contains("192.0.2.1:7400") && !said.contains("model loaded"), "{said}");
+        assert!(said.contains(words) && !said.contains("hunter2"), "{said}");
+    }
+    for (address, words) in [
+        (secret, "not a coordinator's"),
+        ("http://192.0.2.1:7400", "DUET__SECURITY__ALLOW_PLAINTEXT"),
+    ] {
+        let out = run.program("duet").args(["stop", address]).output();
+        let said = text(&out.expect("duet starts"));
+        assert!(said.contains(words) && !said.contains("hunter2"), "{said}");
+    }
 }

@@ -8,18 +8,14 @@ use crate::rank::RankState;
 use crate::serve::{Trainer, serve};
 use crate::translate;
 use duet_config::{Config, Device};
-use duet_core::{Role, WorkerId};
+use duet_core::Role;
 use duet_service::observe::{Observer, Showing};
 use duet_service::shutdown;
-use duet_service::tls::TlsFiles;
 use duet_service::traces::Run;
 use duet_service::worker::{Session, SessionError, WorkerOptions};
 use duet_store::Store;
 use duet_torch::device::DeviceThread;
 use std::time::Duration;
-
-/// How long the coordinator may be away before the worker gives up.
-const RECONNECT: Duration = Duration::from_secs(120);
 
 /// Works for a run until it is over or this process is told to stop.
 ///
@@ -28,6 +24,7 @@ const RECONNECT: Duration = Duration::from_secs(120);
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let environment = std::env::vars().collect();
     let config = Config::load(&args.config, &environment, &args.set)?;
+    let options = WorkerOptions::of(&config, Role::Trainer, &args.coordinator, &args.id)?;
     let threads = config.workers.threads;
     let torch = duet_torch::init(threads).map_err(TrainError::from)?;
     if config.workers.device == Device::Cuda && !torch.cuda {
@@ -50,30 +47,19 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::Io(format!("cannot start the runtime: {error}")))?;
-    runtime.block_on(work(args, &config, (device, host)))
+    runtime.block_on(work(args, &config, options, (device, host)))
 }
 
 /// In session until the end.
 async fn work(
     args: &RunArgs,
     config: &Config,
+    options: WorkerOptions,
     (device, host): (DeviceThread<RankState>, String),
 ) -> Result<(), Failure> {
     let store = Store::open(&config.store_url()).map_err(|error| Failure::Io(error.to_string()))?;
     let token = shutdown::token()
         .map_err(|error| Failure::Io(format!("cannot listen for signals: {error}")))?;
-    let options = WorkerOptions {
-        coordinator: args.coordinator.clone(),
-        worker: WorkerId(args.id.clone()),
-        role: Role::Trainer,
-        config_digest: config.digest(),
-        tls: config.security.tls().map(|tls| TlsFiles {
-            ca: tls.ca,
-            certificate: tls.certificate,
-            key: tls.key,
-        }),
-        reconnect_deadline: RECONNECT,
-    };
     let observer = observer(args, config).await?;
     let mut session = match Session::connect(options, token).await {
         Err(SessionError::Stopped) => return Ok(()),

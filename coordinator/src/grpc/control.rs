@@ -1,23 +1,25 @@
 //! The control service.
 
-use super::gone;
+use super::{Roles, gone};
 use crate::driver::Handle;
 use duet_core::WorkerId;
 use duet_core::scheduler::{Command, Verdict};
 use duet_proto::convert::{MAX_NAME, clip_reason};
 use duet_proto::v1 as wire;
 use duet_proto::v1::control_service_server::ControlService;
+use duet_service::access;
 use tonic::{Request, Response, Status};
 
 /// Steers the run.
 pub struct Control {
     handle: Handle,
+    roles: Roles,
 }
 
 impl Control {
     /// The service in front of a driver.
-    pub fn new(handle: Handle) -> Control {
-        Control { handle }
+    pub fn new(handle: Handle, roles: Roles) -> Control {
+        Control { handle, roles }
     }
 
     /// Carries a wish out and returns the generation.
@@ -52,6 +54,7 @@ impl ControlService for Control {
         &self,
         request: Request<wire::DrainRequest>,
     ) -> Result<Response<wire::DrainResponse>, Status> {
+        let shown = access::role(&request);
         let name = request.into_inner().worker_id;
         if name.len() > MAX_NAME {
             return Err(Status::invalid_argument(format!(
@@ -60,6 +63,7 @@ impl ControlService for Control {
             )));
         }
         let worker = WorkerId(name);
+        self.roles.may_drain(shown, &worker)?;
         let generation = self.wish(Command::Drain(worker)).await?;
         Ok(Response::new(wire::DrainResponse { generation }))
     }

@@ -2,10 +2,12 @@
 
 mod control;
 mod lines;
+mod roles;
 mod status;
 mod worker;
 
 pub use control::Control;
+pub use roles::Roles;
 pub use status::StatusPage;
 pub use worker::Workers;
 

@@ -1,6 +1,7 @@
 //! The worker service.
 
 use super::lines::Lines;
+use super::roles::Roles;
 use super::{gone, malformed, sender};
 use crate::driver::{Handle, Polled};
 use duet_core::scheduler::Verdict;
@@ -9,6 +10,7 @@ use duet_core::{Digest, Generation};
 use duet_proto::convert::{MAX_BUILD, Sender, clip_reason, decode_digest, decode_role};
 use duet_proto::v1 as wire;
 use duet_proto::v1::worker_service_server::WorkerService;
+use duet_service::access;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -18,13 +20,14 @@ use tonic::{Request, Response, Status};
 pub struct Workers {
     handle: Handle,
     lines: Lines,
+    roles: Roles,
     closing: CancellationToken,
 }
 
 impl Workers {
     /// The service in front of a driver; open lines end with `closing`.
-    pub fn new(handle: Handle, closing: CancellationToken) -> Workers {
-        Workers { handle, lines: Lines::default(), closing }
+    pub fn new(handle: Handle, roles: Roles, closing: CancellationToken) -> Workers {
+        Workers { handle, lines: Lines::default(), roles, closing }
     }
 
     fn generation(&self) -> u64 {
@@ -42,6 +45,17 @@ impl Workers {
             ))),
             theirs => Ok(theirs == ours),
         }
+    }
+
+    /// Who calls; refused when the certificate is not of the role that registered under that name.
+    fn sender<T>(
+        &self,
+        request: &Request<T>,
+        caller: Option<wire::Caller>,
+    ) -> Result<Sender, Status> {
+        let sender = sender(caller)?;
+        self.roles.is_own(access::role(request), &sender.worker)?;
+        Ok(sender)
     }
 
     fn check_config(&self, sender: &Sender, theirs: Digest) -> Result<(), Status> {
@@ -67,13 +81,15 @@ impl WorkerService for Workers {
         &self,
         request: Request<wire::RegisterRequest>,
     ) -> Result<Response<wire::RegisterResponse>, Status> {
-        let from = request.remote_addr();
+        let (from, shown) = (access::address(&request), access::role(&request));
         let request = request.into_inner();
         let sender = sender(request.caller)?;
         let role = decode_role(request.role).map_err(malformed)?;
+        self.roles.may_register(shown, role)?;
         let digest = decode_digest("config_digest", &request.config_digest).map_err(malformed)?;
         self.check_config(&sender, digest)?;
         let worker = sender.worker.clone();
+        self.roles.has_room(&worker)?;
         let verdict = { self.handle.register(worker, role, sender.session).await }.map_err(gone)?;
         match verdict {
             Verdict::Accepted => {
@@ -83,6 +99,7 @@ impl WorkerService for Workers {
             Verdict::Refused(reason) => return Err(Status::failed_precondition(reason)),
             Verdict::Duplicate | Verdict::Stale | Verdict::Unknown => {}
         }
+        self.roles.registered(sender.worker, role);
         let terms = self.handle.terms();
         Ok(Response::new(wire::RegisterResponse {
             generation: terms.generation.0,
@@ -96,7 +113,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<wire::PollRequest>,
     ) -> Result<Response<wire::PollResponse>, Status> {
-        let sender = sender(request.into_inner().caller)?;
+        let sender = self.sender(&request, request.get_ref().caller.clone())?;
         let polled = if self.is_ours(&sender)? {
             self.handle.poll(sender.worker, sender.session).await.map_err(gone)?
         } else {
@@ -115,8 +132,8 @@ impl WorkerService for Workers {
         &self,
         request: Request<wire::ReportRequest>,
     ) -> Result<Response<wire::ReportResponse>, Status> {
+        let sender = self.sender(&request, request.get_ref().caller.clone())?;
         let request = request.into_inner();
-        let sender = sender(request.caller)?;
         let report = request.report.ok_or_else(|| Status::invalid_argument("no report"))?;
         let report = Report::try_from(report).map_err(malformed)?;
         let (verdict, next) = match (self.is_ours(&sender)?, request.next) {
@@ -148,7 +165,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<wire::AttendRequest>,
     ) -> Result<Response<Self::AttendStream>, Status> {
-        let sender = sender(request.into_inner().caller)?;
+        let sender = self.sender(&request, request.get_ref().caller.clone())?;
         let known = match self.is_ours(&sender)? {
             true => {
                 let heard = self.handle.heartbeat(sender.worker.clone(), sender.session).await;
@@ -178,7 +195,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<wire::HeartbeatRequest>,
     ) -> Result<Response<wire::HeartbeatResponse>, Status> {
-        let sender = sender(request.into_inner().caller)?;
+        let sender = self.sender(&request, request.get_ref().caller.clone())?;
         let generation = self.generation();
         if !self.is_ours(&sender)? {
             let answer = wire::HeartbeatResponse { generation, unknown: true, abort_epoch: None };
@@ -196,8 +213,8 @@ impl WorkerService for Workers {
         &self,
         request: Request<wire::LeaveRequest>,
     ) -> Result<Response<wire::LeaveResponse>, Status> {
+        let sender = self.sender(&request, request.get_ref().caller.clone())?;
         let request = request.into_inner();
-        let sender = sender(request.caller)?;
         if self.is_ours(&sender)? {
             let reason = clip_reason(&request.reason);
             tracing::info!(worker = %sender.worker, reason, "left");

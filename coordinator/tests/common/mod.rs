@@ -77,6 +77,7 @@ pub fn options(folder: &Path, iterations: u32) -> Options {
         farewell: Duration::from_secs(10),
         retention: Retention { last: 2, every: 0, grace_ms: 0 },
         tls: None,
+        limits: duet_service::server::Limits::default(),
         telemetry: duet_config::Telemetry::default(),
         keep_journal: false,
         keep_rollouts: false,

@@ -59,10 +59,25 @@ pub async fn output(config: &Path, arguments: &[&str]) -> Output {
 
 /// Starts the program and waits until it listens; the process and its address.
 pub async fn start(config: &Path, arguments: &[&str]) -> (Child, String) {
+    start_into(config, arguments, "text", Stdio::inherit()).await
+}
+
+/// As [`start`], with its log going elsewhere, as JSON.
+pub async fn start_logged(config: &Path, arguments: &[&str], log: &Path) -> (Child, String) {
+    start_into(config, arguments, "json", std::fs::File::create(log).unwrap().into()).await
+}
+
+async fn start_into(
+    config: &Path,
+    arguments: &[&str],
+    format: &str,
+    log: Stdio,
+) -> (Child, String) {
     let ready = config.with_extension("addr");
     drop(std::fs::remove_file(&ready));
     let mut command = command(config);
-    command.arg("--ready-file").arg(&ready).args(arguments).stderr(Stdio::inherit());
+    command.arg("--ready-file").arg(&ready).args(arguments);
+    command.env("DUET_LOG_FORMAT", format).stderr(log);
     let mut child = command.spawn().unwrap();
     let url = async {
         loop {

@@ -39,6 +39,7 @@ pub fn worker_options(url: &str, name: &str, role: Role, config: Digest) -> Work
         role,
         config_digest: config,
         tls: None,
+        allow_plaintext: false,
         reconnect_deadline: Duration::from_secs(30),
     }
 }

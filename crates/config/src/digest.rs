@@ -3,6 +3,7 @@
 use crate::raw::Raw;
 use crate::sections::{Coordinator, Evaluation, Security, Workers};
 use duet_core::Digest;
+use duet_core::url::without_credentials;
 
 /// Resets what does not decide results, then hashes the rest in a fixed order.
 pub(crate) fn of(raw: &Raw) -> Digest {
@@ -45,13 +46,4 @@ pub(crate) fn print(raw: &Raw) -> String {
 fn text(raw: &Raw) -> String {
     // Numbers, texts and tables with text keys: there is no value here that TOML cannot hold.
     toml::to_string(raw).unwrap_or_default()
-}
-
-/// A URL without what stands before an `@` in its authority, and without its query.
-fn without_credentials(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let rest = rest.split_once('?').map_or(rest, |(rest, _)| rest);
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    format!("{scheme}://{host}{path}")
 }

@@ -106,6 +106,11 @@ pub struct Coordinator {
     pub quarantine_after: u32,
     /// From the wish to stop to the end, checkpoint or not. Default 600000.
     pub stop_ms: u64,
+    /// Requests a second that are taken from one address; more are refused with a hint when to come
+    /// again. Default 5000.
+    pub requests_per_second: u32,
+    /// Connections at the same time; more are closed at once. Default 4096.
+    pub max_connections: u32,
 }
 
 impl Default for Coordinator {
@@ -126,6 +131,8 @@ impl Default for Coordinator {
             max_attempts: 5,
             quarantine_after: 8,
             stop_ms: 600_000,
+            requests_per_second: 5_000,
+            max_connections: 4_096,
         }
     }
 }
@@ -173,24 +180,25 @@ pub struct Security {
     /// Certificates of who is trusted, PEM. Default: none, loopback only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
-    /// Own certificate, PEM.
+    /// Own certificate, PEM; `{role}` in the name is the role of the process that reads it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<PathBuf>,
-    /// Its key, PEM.
+    /// Its key, PEM; `{role}` as for the certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<PathBuf>,
-    /// Listen beyond loopback without TLS all the same, on a network that is trusted. Default false.
+    /// Talk beyond loopback without TLS all the same, on a network that is trusted. Default false.
     pub allow_plaintext: bool,
 }
 
 impl Security {
-    /// The files, when all are named.
-    pub fn tls(&self) -> Option<Tls> {
-        Some(Tls {
-            ca: self.ca.clone()?,
-            certificate: self.certificate.clone()?,
-            key: self.key.clone()?,
-        })
+    /// The files of a process with this role, when all are named: `{role}` in their names is the role.
+    pub fn tls(&self, role: &str) -> Option<Tls> {
+        let own = |path: &Option<PathBuf>| {
+            let path = path.as_ref()?;
+            let Some(text) = path.to_str() else { return Some(path.clone()) };
+            Some(PathBuf::from(text.replace("{role}", role)))
+        };
+        Some(Tls { ca: own(&self.ca)?, certificate: own(&self.certificate)?, key: own(&self.key)? })
     }
 }
 

@@ -51,7 +51,8 @@ pub(crate) fn check(raw: &Raw, problems: &mut Problems) {
         let host = url.strip_prefix("http://").unwrap_or_default();
         problems.check(!host.is_empty(), "telemetry.otlp", || {
             format!(
-                "`{url}` is not the address of a collector; write one like `http://127.0.0.1:4317`"
+                "`{}` is not the address of a collector; write one like `http://127.0.0.1:4317`",
+                duet_core::url::without_credentials(url)
             )
         });
     }

@@ -152,15 +152,26 @@ fn the_digest_changes_with_what_decides_results_and_with_nothing_else() {
 }
 
 #[test]
-fn credentials_are_not_printed() {
-    let text = "[run]\nstore = \"s3://user:secret@bucket/run?token=hidden\"\n[reward]\n\
-                scorers = [\"miniworld\", \"http\"]\n[reward.http]\n\
-                url = \"https://me:pass@judge/score?key=hidden\"\ncomponents = [\"style\"]";
-    let printed = load(text, &[], &[]).unwrap().to_toml();
-    for secret in ["secret", "hidden", "pass@"] {
-        assert!(!printed.contains(secret), "{printed}");
+fn credentials_are_neither_taken_nor_printed() {
+    let scorer = "[reward]\nscorers = [\"miniworld\", \"http\"]\n[reward.http]\n\
+                  url = \"https://judge/score?key=hidden\"\ncomponents = [\"style\"]";
+    let printed = load(scorer, &[], &[]).unwrap().to_toml();
+    assert!(!printed.contains("hidden") && printed.contains("https://judge/score"), "{printed}");
+    for (key, url) in [
+        ("run.store", "s3://user:secret@bucket/run"),
+        ("run.store", "az://bucket/run?sig=secret"),
+        ("model.path", "s3://user:secret@bucket/model"),
+        ("data.prompts", "s3://user:secret@bucket/prompts"),
+        ("sft.data", "s3://bucket/data?token=secret"),
+        ("telemetry.otlp", "http://user:secret@127.0.0.1:4317"),
+        ("telemetry.otlp", "https://user:secret@127.0.0.1:4317"),
+        ("reward.http.url", "https://user:secret@judge/score"),
+        ("reward.http.url", "gopher://user:secret@judge/score"),
+    ] {
+        let said = load(scorer, &[], &[&format!("{key}={url}")]).unwrap_err().to_string();
+        assert!(said.contains(key) && said.contains("credentials"), "{said}");
+        assert!(!said.contains("secret"), "{said}");
     }
-    assert!(printed.contains("s3://bucket/run") && printed.contains("https://judge/score"));
 }
 
 #[test]

@@ -17,6 +17,7 @@ pub mod scheduler;
 pub mod seed;
 pub mod spec;
 pub mod time;
+pub mod url;
 pub mod work;
 
 pub use digest::{ArtifactRef, Digest};

@@ -2,9 +2,11 @@
 
 use crate::tls::{TlsError, TlsFiles};
 use crate::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_LIMIT};
+use duet_core::url::without_credentials;
 use duet_proto::v1::control_service_client::ControlServiceClient;
 use duet_proto::v1::status_service_client::StatusServiceClient;
 use duet_proto::v1::worker_service_client::WorkerServiceClient;
+use std::net::IpAddr;
 use std::time::Duration;
 pub use tonic::transport::Channel;
 use tonic::transport::Endpoint;
@@ -41,12 +43,20 @@ pub enum BadAddress {
         /// What was given.
         url: String,
     },
+    /// It is plaintext to another machine, and nobody said that the network is trusted.
+    #[error(
+        "`{url}` is plaintext to another machine: write `https://` and set security.ca, \
+         security.certificate and security.key (docs/security.md; `duet certs` makes them), or, on \
+         a network that you trust, security.allow_plaintext = true (for `duet` \
+         DUET__SECURITY__ALLOW_PLAINTEXT=true)"
+    )]
+    Exposed {
+        /// What was given.
+        url: String,
+    },
     /// A certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The certificates do not fit one another.
-    #[error("the certificates of [security] cannot be used: {0}")]
-    Refused(#[from] tonic::transport::Error),
 }
 
 /// A channel to `url` (`http://HOST:PORT`, or `https://` with certificates). It connects with the
@@ -56,7 +66,15 @@ pub enum BadAddress {
 /// When `url` is not an address or does not fit the certificates; that nobody listens there, or
 /// refuses, shows with the first call.
 pub fn channel(url: &str, tls: Option<&TlsFiles>) -> Result<Channel, BadAddress> {
-    Ok(endpoint(url, tls)?
+    channel_on(url, tls, false)
+}
+
+/// As [`channel`]; with `trusted`, plaintext beyond this machine is allowed.
+///
+/// # Errors
+/// As [`channel`].
+pub fn channel_on(url: &str, tls: Option<&TlsFiles>, trusted: bool) -> Result<Channel, BadAddress> {
+    Ok(endpoint(url, tls, trusted)?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -65,23 +83,40 @@ pub fn channel(url: &str, tls: Option<&TlsFiles>) -> Result<Channel, BadAddress>
         .connect_lazy())
 }
 
-/// An endpoint at `url`, checked against the certificates.
+/// An endpoint at `url`, checked against the certificates and, without any, for being on this machine
+/// unless the network is `trusted`.
 ///
 /// # Errors
 /// As [`channel`].
-pub fn endpoint(url: &str, tls: Option<&TlsFiles>) -> Result<Endpoint, BadAddress> {
-    let bad = || BadAddress::Malformed { url: url.to_owned() };
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|_| bad())?;
-    if endpoint.uri().host().is_none() {
+pub fn endpoint(
+    given: &str,
+    tls: Option<&TlsFiles>,
+    trusted: bool,
+) -> Result<Endpoint, BadAddress> {
+    let shown = without_credentials(given);
+    let url = || shown.clone();
+    let bad = || BadAddress::Malformed { url: url() };
+    let endpoint = Endpoint::from_shared(given.to_owned()).map_err(|_| bad())?;
+    if shown != given {
+        // Nobody reads credentials in it, but who repeats the address would repeat them.
         return Err(bad());
     }
+    let Some(host) = endpoint.uri().host() else { return Err(bad()) };
+    let near = is_loopback(host);
     match (endpoint.uri().scheme_str(), tls) {
-        (Some("http"), None) => Ok(endpoint),
-        (Some("https"), Some(files)) => Ok(endpoint.tls_config(files.client()?)?),
-        (Some("http"), Some(_)) => Err(BadAddress::Plaintext { url: url.to_owned() }),
-        (Some("https"), None) => Err(BadAddress::NoCertificates { url: url.to_owned() }),
+        (Some("http"), None) if near || trusted => Ok(endpoint),
+        (Some("http"), None) => Err(BadAddress::Exposed { url: url() }),
+        (Some("https"), Some(files)) => Ok(files.client(endpoint)?),
+        (Some("http"), Some(_)) => Err(BadAddress::Plaintext { url: url() }),
+        (Some("https"), None) => Err(BadAddress::NoCertificates { url: url() }),
         _ => Err(bad()),
     }
+}
+
+/// Whether a host is this machine by its own name: what a resolver says of other names may change.
+fn is_loopback(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// A client of the worker service, with Duet's message limits.
@@ -112,7 +147,17 @@ mod tests {
     #[tokio::test]
     async fn addresses_are_checked() {
         assert!(channel("http://127.0.0.1:7070", None).is_ok());
-        assert!(channel("http://coordinator.duet.svc:7070", None).is_ok());
+        assert!(channel("http://[::1]:7070", None).is_ok());
+        for far in
+            ["http://coordinator.duet.svc:7070", "http://10.0.0.5:1", "http://127.evil.example"]
+        {
+            let error = channel(far, None).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(error.contains("allow_plaintext") && error.contains("duet certs"), "{error}");
+            assert!(channel_on(far, None, true).is_ok());
+        }
+        let error =
+            channel("http://me:hunter2@a:1/?sig=hunter2", None).err().map(|e| e.to_string());
+        assert!(error.is_some_and(|error| !error.contains("hunter2")));
         for bad in ["", "127.0.0.1:7070", "ftp://a:1", "http://a b:1"] {
             let error = channel(bad, None).err().map(|e| e.to_string());
             assert!(error.is_some_and(|e| e.contains("http://HOST:PORT")), "{bad}");

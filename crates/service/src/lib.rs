@@ -4,6 +4,9 @@
 //! The core's types are what callers see; messages of `duet.v1` stay inside.
 #![forbid(unsafe_code)]
 
+mod accept;
+pub mod access;
+pub mod certificate;
 pub mod channel;
 pub mod exit;
 pub mod metrics;

@@ -3,7 +3,7 @@
 use duet_service::channel::channel;
 use duet_service::server::server;
 use duet_service::tls::TlsFiles;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType, date_time_ymd};
 use std::path::Path;
 use tokio_util::sync::CancellationToken;
 use tonic_health::pb::HealthCheckRequest;
@@ -24,11 +24,19 @@ impl Authority {
         Authority { pem, issuer: Issuer::new(params, key) }
     }
 
-    /// Files of a process in `folder`, trusted until `year`.
+    /// Files of a process in `folder`, with the role of its name, trusted until `year`.
     fn files(&self, folder: &Path, name: &str, year: i32) -> TlsFiles {
+        self.files_of(folder, name, Some(name), year)
+    }
+
+    /// Files of a process in `folder`, with a role or none.
+    fn files_of(&self, folder: &Path, name: &str, role: Option<&str>, year: i32) -> TlsFiles {
         let key = KeyPair::generate().unwrap();
         let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
         let mut params = CertificateParams::new(names).unwrap();
+        let uri =
+            |role: &str| SanType::URI(format!("spiffe://duet/role/{role}").try_into().unwrap());
+        params.subject_alt_names.extend(role.map(uri));
         params.not_before = date_time_ymd(2000, 1, 1);
         params.not_after = date_time_ymd(year, 1, 1);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
@@ -63,15 +71,20 @@ async fn only_those_whom_the_authority_vouches_for_are_served() {
     let serving = tokio::spawn(server.serve(stop.clone()));
     let url = format!("https://{place}");
 
-    let worker = ours.files(folder.path(), "worker", 2100);
+    let worker = ours.files(folder.path(), "reward", 2100);
     assert_eq!(ask(&url, Some(&worker)).await, Ok(()));
 
     // A stranger who trusts the server, but whom the server does not trust.
-    let stranger = theirs.files(folder.path(), "stranger", 2100);
+    let stranger = theirs.files_of(folder.path(), "stranger", Some("reward"), 2100);
     let stranger = TlsFiles { ca: coordinator.ca.clone(), ..stranger };
     assert!(ask(&url, Some(&stranger)).await.is_err());
-    let expired = ours.files(folder.path(), "expired", 2001);
-    assert!(ask(&url, Some(&expired)).await.is_err());
+    let expired = ours.files_of(folder.path(), "expired", Some("reward"), 2001);
+    let reason = ask(&url, Some(&expired)).await.unwrap_err();
+    assert!(reason.contains("expired.crt") && reason.contains("2001"), "{reason}");
+    // Of the authority, but nobody in particular.
+    let plain = ours.files_of(folder.path(), "plain", None, 2100);
+    let reason = ask(&url, Some(&plain)).await.unwrap_err();
+    assert!(reason.contains("PermissionDenied") && reason.contains("duet certs"), "{reason}");
     // One whom the server would trust, but who does not trust it.
     let wary = TlsFiles { ca: theirs.files(folder.path(), "wary", 2100).ca, ..worker.clone() };
     let reason = ask(&url, Some(&wary)).await.unwrap_err();
@@ -87,9 +100,32 @@ async fn only_those_whom_the_authority_vouches_for_are_served() {
 }
 
 #[tokio::test]
+async fn a_worker_that_poses_as_the_coordinator_is_not_talked_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let ours = Authority::new();
+    let reward = ours.files(folder.path(), "reward", 2100);
+    let error = server("127.0.0.1:0", Some(&reward)).await.err().unwrap().to_string();
+    assert!(error.contains("reward.crt") && error.contains("coordinator"), "{error}");
+
+    // A server that does not check itself, as an intruder's would not.
+    let pem = |path: &Path| std::fs::read(path).unwrap();
+    let identity = tonic::transport::Identity::from_pem(pem(&reward.certificate), pem(&reward.key));
+    let tls = tonic::transport::ServerTlsConfig::new().identity(identity);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let (_, health) = tonic_health::server::health_reporter();
+    let builder = tonic::transport::Server::builder().tls_config(tls).unwrap().add_service(health);
+    let incoming = tonic::transport::server::TcpIncoming::from(listener);
+    let serving = tokio::spawn(builder.serve_with_incoming(incoming));
+    let reason = ask(&url, Some(&reward)).await.unwrap_err();
+    assert!(reason.contains("role `reward`, not the coordinator's"), "{reason}");
+    serving.abort();
+}
+
+#[tokio::test]
 async fn files_that_are_no_certificates_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    let good = Authority::new().files(folder.path(), "good", 2100);
+    let good = Authority::new().files_of(folder.path(), "good", Some("coordinator"), 2100);
     let swapped = TlsFiles { certificate: good.key.clone(), ..good.clone() };
     let error = server("127.0.0.1:0", Some(&swapped)).await.err().unwrap().to_string();
     assert!(error.contains("security.certificate") && error.contains("good.key"), "{error}");

@@ -1,7 +1,8 @@
 //! Stores behind a network, where the program was built with them.
 
 use crate::error::{Result, StoreError};
-use crate::store::{Store, without_credentials};
+use crate::store::Store;
+use duet_core::url::without_credentials;
 
 /// Opens `scheme://bucket/prefix`.
 pub(crate) fn open(scheme: &str, url: &str) -> Result<Store> {

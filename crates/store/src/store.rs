@@ -6,6 +6,7 @@ use crate::error::{Result, StoreError, name};
 use crate::large::Large;
 use crate::lineage::Lineage;
 use bytes::Bytes;
+use duet_core::url::without_credentials;
 use futures::StreamExt;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path as Key;
@@ -387,13 +388,4 @@ impl Store {
     pub(crate) fn conflict(&self, key: &str) -> StoreError {
         StoreError::Conflict { place: self.place.to_string(), key: key.to_owned() }
     }
-}
-
-/// A URL without what stands before an `@` in its authority, and without its query.
-pub(crate) fn without_credentials(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let rest = rest.split_once('?').map_or(rest, |(rest, _)| rest);
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    format!("{scheme}://{host}{path}")
 }

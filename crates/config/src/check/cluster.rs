@@ -150,6 +150,14 @@ pub(super) fn coordinator(raw: &Raw, problems: &mut Problems) {
             raw.reward.timeout_ms, c.score_ms
         )
     });
+    for (key, count) in [
+        ("coordinator.requests_per_second", c.requests_per_second),
+        ("coordinator.max_connections", c.max_connections),
+    ] {
+        problems.check((1..=1_000_000).contains(&count), key, || {
+            format!("is {count}; use 1 to 1000000")
+        });
+    }
     problems.check(c.max_attempts >= 1, "coordinator.max_attempts", || {
         "is 0; every unit needs at least one try".to_owned()
     });
@@ -171,12 +179,13 @@ fn listen(raw: &Raw, problems: &mut Problems) {
         );
         return;
     };
-    let safe =
-        address.ip().is_loopback() || raw.security.tls().is_some() || raw.security.allow_plaintext;
+    let safe = address.ip().is_loopback()
+        || raw.security.tls("coordinator").is_some()
+        || raw.security.allow_plaintext;
     problems.check(safe, "coordinator.listen", || {
         format!(
             "`{listen}` can be reached from other machines, but there is no TLS: set security.ca, \
-             security.certificate and security.key (docs/security.md), listen on 127.0.0.1, \
+             security.certificate and security.key (docs/security.md; `duet certs` makes them), listen on 127.0.0.1, \
              or set security.allow_plaintext = true on a network that you trust"
         )
     });

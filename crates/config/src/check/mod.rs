@@ -1,5 +1,6 @@
 //! The configuration as a whole: what each value may be, and what cannot go together.
 
+mod addresses;
 mod branches;
 mod cluster;
 mod reward;
@@ -27,6 +28,7 @@ impl Trained {
 
 /// Checks everything. `None` only with problems.
 pub(crate) fn config(raw: Raw, problems: &mut Problems) -> Option<Config> {
+    addresses::check(&raw, problems);
     cluster::run(&raw, problems);
     cluster::model(&raw, problems);
     let schedule = sampling::schedule(&raw, problems);

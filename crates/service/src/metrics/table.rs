@@ -99,6 +99,7 @@ metrics! {
     CHECKPOINT_VERSION: Coordinator Gauge "duet_checkpoint_version" [] "Version of the newest complete checkpoint; absent before the first";
     CHECKPOINT_TIME: Coordinator Gauge "duet_checkpoint_timestamp_seconds" [] "When this process wrote its newest checkpoint, in seconds since 1970";
     CHECKPOINT_FAILURES: Coordinator Counter "duet_checkpoint_failures_total" [] "Checkpoints that could not be completed";
+    REFUSED: Coordinator Counter "duet_refused_total" ["reason"] "Connections and calls that were refused, by reason: certificate (the handshake failed), role, rate, connections";
     WORKER_INFO: Worker Gauge "duet_worker_info" ["worker", "role", "version"] "Always 1; names the worker";
     WORK: Worker Counter "duet_worker_assignments_total" ["kind", "outcome"] "Assignments carried out: think, render, score, step, publish; done or failed";
     WORK_SECONDS: Worker Histogram "duet_worker_assignment_seconds" ["kind"] "Time spent on an assignment, fetching and storing included";

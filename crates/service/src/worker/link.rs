@@ -2,7 +2,7 @@
 
 use super::retry::Retry;
 use super::{SessionError, WorkerOptions};
-use crate::channel::{Channel, channel, worker_client};
+use crate::channel::{Channel, channel_on, worker_client};
 use duet_core::{Generation, TrainerEpoch};
 use duet_proto::v1 as wire;
 use duet_proto::v1::worker_service_client::WorkerServiceClient;
@@ -43,7 +43,11 @@ impl Link {
         session: u64,
         shutdown: CancellationToken,
     ) -> Result<Link, SessionError> {
-        let client = worker_client(channel(&options.coordinator, options.tls.as_ref())?);
+        let client = worker_client(channel_on(
+            &options.coordinator,
+            options.tls.as_ref(),
+            options.allow_plaintext,
+        )?);
         Ok(Link {
             options,
             session,

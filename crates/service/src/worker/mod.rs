@@ -7,8 +7,11 @@ mod retry;
 
 pub use error::SessionError;
 
+use crate::access;
+use crate::channel::endpoint;
 use crate::observe::Observer;
 use crate::tls::TlsFiles;
+use duet_config::Config;
 use duet_core::work::{Assignment, Report};
 use duet_core::{Digest, Generation, Role, TrainerEpoch, WorkerId};
 use duet_proto::v1 as wire;
@@ -33,8 +36,38 @@ pub struct WorkerOptions {
     pub config_digest: Digest,
     /// Certificates, where the coordinator's address is `https://`.
     pub tls: Option<TlsFiles>,
+    /// Whether the network is trusted: plaintext then may go to other machines.
+    pub allow_plaintext: bool,
     /// How long the coordinator may be unreachable before the worker gives up.
     pub reconnect_deadline: Duration,
+}
+
+/// How long the coordinator may be away before a worker gives up.
+const RECONNECT: Duration = Duration::from_secs(120);
+
+impl WorkerOptions {
+    /// As a run's configuration says; checked, so that nobody loads a model to find the address wrong.
+    ///
+    /// # Errors
+    /// [`SessionError::Address`].
+    pub fn of(
+        config: &Config,
+        role: Role,
+        coordinator: &str,
+        worker: &str,
+    ) -> Result<WorkerOptions, SessionError> {
+        let options = WorkerOptions {
+            coordinator: coordinator.to_owned(),
+            worker: WorkerId(worker.to_owned()),
+            role,
+            config_digest: config.digest(),
+            tls: config.security.tls(access::Role::of(role).as_str()).map(TlsFiles::from),
+            allow_plaintext: config.security.allow_plaintext,
+            reconnect_deadline: RECONNECT,
+        };
+        endpoint(&options.coordinator, options.tls.as_ref(), options.allow_plaintext)?;
+        Ok(options)
+    }
 }
 
 /// What a report did.

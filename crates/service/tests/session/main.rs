@@ -18,6 +18,7 @@ fn options(coordinator: String) -> WorkerOptions {
         role: Role::Rollout,
         config_digest: Digest::of(b"configuration"),
         tls: None,
+        allow_plaintext: false,
         reconnect_deadline: Duration::from_secs(60),
     }
 }

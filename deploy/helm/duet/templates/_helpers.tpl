@@ -15,7 +15,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{- define "duet.address" -}}
-{{- printf "%s://%s-coordinator.%s.svc:%v" (ternary "https" "http" (ne .Values.tls.secretName "")) (include "duet.name" .) .Release.Namespace .Values.network.port -}}
+{{- printf "%s://%s-coordinator.%s.svc:%v" (ternary "https" "http" (ne .Values.tls.secretPrefix "")) (include "duet.name" .) .Release.Namespace .Values.network.port -}}
 {{- end -}}
 
 {{/* What every process is told beside the file: the same in all, since workers with another
@@ -35,7 +35,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - name: DUET__REWARD__HTTP__URL
   value: {{ . | quote }}
 {{- end }}
-{{- if .Values.tls.secretName }}
+{{- if .Values.tls.secretPrefix }}
 - name: DUET__SECURITY__CA
   value: /etc/duet/tls/ca.crt
 - name: DUET__SECURITY__CERTIFICATE
@@ -46,7 +46,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - name: DUET__SECURITY__ALLOW_PLAINTEXT
   value: "true"
 {{- else }}
-{{- fail "give tls.secretName, or set network.trusted=true on a network that you trust" }}
+{{- fail "give tls.secretPrefix, or set network.trusted=true on a network that you trust" }}
 {{- end }}
 {{- range $key, $value := .Values.set }}
 - name: DUET__{{ $key | upper | replace "." "__" }}

@@ -118,7 +118,7 @@ containers:
       {{- if not $first }}
       - {name: shm, mountPath: /dev/shm}
       {{- end }}
-      {{- if $root.Values.tls.secretName }}
+      {{- if $root.Values.tls.secretPrefix }}
       - {name: tls, mountPath: /etc/duet/tls, readOnly: true}
       {{- end }}
       {{- with $root.Values.mounts }}
@@ -133,9 +133,9 @@ volumes:
   - name: shm
     emptyDir: {medium: Memory, sizeLimit: {{ $values.sharedMemory }}}
   {{- end }}
-  {{- with $root.Values.tls.secretName }}
+  {{- with $root.Values.tls.secretPrefix }}
   - name: tls
-    secret: {secretName: {{ . }}, defaultMode: 288}
+    secret: {secretName: {{ . }}-{{ $role }}, defaultMode: 288}
   {{- end }}
   {{- with $root.Values.volumes }}
   {{- toYaml . | nindent 2 }}
@@ -148,7 +148,7 @@ volumes:
 {{- $root := .root -}}
 {{- if eq .role "coordinator" -}}
 {{- $probe := dict "grpc" (dict "port" $root.Values.network.port) -}}
-{{- if $root.Values.tls.secretName -}}
+{{- if $root.Values.tls.secretPrefix -}}
 {{- /* The kubelet has no client certificate. */ -}}
 {{- $probe = dict "tcpSocket" (dict "port" "grpc") -}}
 {{- end -}}
