@@ -19,7 +19,6 @@ use duet_service::traces::Run;
 use duet_service::worker::{Session, SessionError, WorkerOptions};
 use duet_store::Store;
 use duet_torch::device::DeviceThread;
-use std::time::Duration;
 use tch::Kind;
 
 /// Works for a run until it is over or this process is told to stop.

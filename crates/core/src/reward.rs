@@ -5,7 +5,7 @@
 
 use crate::work::{Finish, LeafScores, Score, Trace};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Weights of a branch's reward components; the weighted sum is not normalised.
 pub type Mix = BTreeMap<String, f64>;
@@ -99,6 +99,24 @@ impl Default for RewardSpec {
             failure: FailurePolicy::RequireAll,
             shape: TraceShape::default(),
         }
+    }
+}
+
+impl RewardSpec {
+    /// The components that rewards are made of, in name order.
+    pub fn components(&self) -> impl Iterator<Item = &str> {
+        let names: BTreeSet<&String> = self.llm.keys().chain(self.dit.keys()).collect();
+        names.into_iter().map(String::as_str)
+    }
+
+    /// How many leaves lack a component; only components that some leaf lacks.
+    pub fn missing<'a>(&'a self, leaves: &[LeafScores]) -> BTreeMap<&'a str, u64> {
+        let lacks = |name: &str| {
+            let there = |leaf: &&LeafScores| matches!(leaf.get(name), Some(Score::Scored(_)));
+            leaves.len() as u64 - leaves.iter().filter(there).count() as u64
+        };
+        let counted = self.components().map(|name| (name, lacks(name)));
+        counted.filter(|(_, missing)| *missing > 0).collect()
     }
 }
 

@@ -196,6 +196,9 @@ impl State {
                 }
                 let subtree = tree.subtrees.get_mut(id.trace as usize).ok_or_else(wrong)?;
                 subtree.scores = Some(scores.clone());
+                for (name, missing) in spec.reward.missing(scores) {
+                    *self.totals.missing_scores.entry(name.to_owned()).or_default() += missing;
+                }
             }
             _ => return Err(wrong()),
         }

@@ -110,6 +110,9 @@ pub struct Totals {
     pub images: u64,
     /// Attempts that failed, by kind.
     pub failures: BTreeMap<String, u64>,
+    /// Scores that are missing from leases that were done, by component of the rewards.
+    #[serde(default)]
+    pub missing_scores: BTreeMap<String, u64>,
 }
 
 /// The durable state of a run. `PartialEq` is what DU-11 is stated in.

@@ -7,6 +7,9 @@ use crate::work::Score;
 use crate::{Generation, Millis, PolicyVersion, Role, TrainerEpoch, WorkerId};
 use std::collections::BTreeMap;
 
+/// How missing scores are called among the failures; their component follows.
+const MISSING_SCORE: &str = "missing-score";
+
 /// What a run is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunState {
@@ -64,7 +67,7 @@ pub struct StatusView {
     pub rewards: BTreeMap<String, f64>,
     /// The trainers' numbers of the newest committed iteration.
     pub metrics: BTreeMap<String, f64>,
-    /// Failed attempts by kind.
+    /// Failed attempts by kind, and missing scores as `missing-score/COMPONENT`.
     pub failures: BTreeMap<String, u64>,
     /// Reports that came too late to count.
     pub stale_reports: u64,
@@ -98,11 +101,19 @@ impl Scheduler {
                 .and_then(|i| self.state.steps.get(&i))
                 .map(|step| step.metrics.clone())
                 .unwrap_or_default(),
-            failures: self.state.totals.failures.clone(),
+            failures: self.failures(),
             stale_reports: self.stale_reports,
             checkpoint: self.state.checkpoint.as_ref().map(|(version, _)| *version),
             last_error: self.last_error.clone().map(|(at, text)| (now.since(at), text)),
         }
+    }
+
+    /// Failed attempts by kind, and missing scores as `missing-score/COMPONENT`.
+    fn failures(&self) -> BTreeMap<String, u64> {
+        let totals = &self.state.totals;
+        let missing = totals.missing_scores.iter();
+        let missing = missing.map(|(name, count)| (format!("{MISSING_SCORE}/{name}"), *count));
+        totals.failures.clone().into_iter().chain(missing).collect()
     }
 
     fn tree_counts(&self) -> BTreeMap<&'static str, u64> {

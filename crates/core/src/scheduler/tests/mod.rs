@@ -4,6 +4,7 @@ mod faults;
 mod groups;
 mod life;
 mod limits;
+mod scores;
 
 use super::*;
 use crate::advantage::AdvantageSpec;
