@@ -227,7 +227,7 @@ impl Worker {
     }
 
     async fn step(&mut self, step: &Step) -> StepDone {
-        let (iteration, (rank, world)) = (step.iteration, self.place);
+        let (iteration, (rank, _)) = (step.iteration, self.place);
         assert_eq!(self.version, u64::from(iteration), "a step on the wrong version");
         if step.update {
             self.version += 1;
