@@ -11,7 +11,7 @@ SECONDS ?= 600
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help setup build demo experiment test lint bench doc sim mutations fuzz parity deploy-check slurm-test clean
+.PHONY: help setup build demo experiment servers test storage-test lint bench bench-checkpoint continuation lineage-check doc sim mutations fuzz parity deploy-check slurm-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,7 +25,10 @@ build: setup ## build every binary
 demo: build ## train the small think-then-generate model across real processes (SEED=1 NAME=demo ARGS=--resume)
 	@$(BIN)/duet demo --config configs/demo.toml --name $(NAME) --seed $(SEED) $(ARGS)
 
-test: build ## every test of the workspace, and 1,000 seeds of the simulator
+servers: ## install the object stores that tests start: moto and Azurite, into .venv-servers (PyPI, npm; 350 MB)
+	@scripts/servers.sh
+
+test: build servers ## every test of the workspace, and 1,000 seeds of the simulator
 	$(CARGO) test --workspace
 	$(CARGO) run --quiet -p duet-sim -- --seeds 1000
 
@@ -51,6 +54,13 @@ bench: setup ## time the models beside transformers, diffusers and peft (a Pytho
 	.venv/bin/pip install --quiet -r scripts/parity/requirements.txt
 	$(CARGO) build --release -p duet-models --example speed
 	.venv/bin/python scripts/bench/models.py $(RELEASE)/examples/speed $(ARGS)
+	$(MAKE) bench-checkpoint ARGS=
+
+bench-checkpoint: setup ## a checkpoint of 1 GiB by two ranks beside torch.distributed.checkpoint, and publication to four workers (.venv as for parity)
+	test -d .venv || $(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet -r scripts/parity/requirements.txt
+	$(CARGO) build -p duet-trainer --example checkpoint
+	.venv/bin/python scripts/bench/checkpoint.py $(BIN)/examples/checkpoint $(ARGS)
 
 bench-control: setup ## null trees through the real coordinator, beside Ray's actors in the same run (Ray in .venv-bench; TMPDIR=/dev/shm leaves the disk out)
 	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
@@ -60,6 +70,15 @@ bench-control: setup ## null trees through the real coordinator, beside Ray's ac
 	  $(RELEASE)/examples/control --trees 1600 --wide $$wide && .venv-bench/bin/python scripts/bench/control_ray.py 1600 $$wide || exit 1; \
 	done
 	$(RELEASE)/examples/control loss && .venv-bench/bin/python scripts/bench/control_ray.py loss
+
+storage-test: setup ## checkpoints on Ceph's RGW and on s3s-fs, disturbed (minutes; installs s3s-fs with cargo; Ceph from Debian)
+	scripts/storage_test.sh
+
+continuation: build ## kill a job at every tenth of 40 steps: the same weights, bit for bit (minutes)
+	$(CARGO) test -p duet-tests --test continuation -- --ignored --nocapture
+
+lineage-check: build ## a small run's tables, read by DuckDB and pandas (a Python environment in .venv-lineage)
+	scripts/lineage_check.sh $(BIN)
 
 doc: setup ## API documentation of the workspace
 	$(CARGO) doc --workspace --no-deps

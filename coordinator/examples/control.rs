@@ -16,7 +16,8 @@ use duet_core::reward::RewardSpec;
 use duet_core::schedule::{Schedule, WindowSpec};
 use duet_core::spec::{RunSpec, Timing};
 use duet_core::work::{
-    Assignment, Done, Finish, Outcome, PromptRow, Report, Score, StepDone, Trace, Weights, Work,
+    Assignment, Done, Finish, Outcome, PromptRow, Report, Score, ShardDone, StepDone, Trace,
+    Weights, Work,
 };
 use duet_core::{ArtifactRef, Digest, Millis, PolicyVersion, Rank, Role, WorkerId};
 use duet_service::server::Limits;
@@ -288,22 +289,24 @@ async fn work(folder: &Path, url: &str, name: &str, role: &str) -> Result<()> {
                 version = if step.update { PolicyVersion(version.0 + 1) } else { version };
                 let bytes = Bytes::from(version.to_string());
                 let digest = Digest::of(&bytes);
-                let (artifacts, mut shards) = (store.artifacts(), Vec::new());
+                let artifacts = store.artifacts();
                 let mut llm = None;
                 if step.publish {
                     let key = keys::weights(version, keys::Branch::Llm, step.epoch);
                     llm = Some(artifacts.put(&key, bytes.clone()).await?);
                 }
+                let (epoch, rank) = (step.epoch, Rank(0));
                 if step.checkpoint {
-                    let key = keys::shard(version, Rank(0), 1, step.epoch);
-                    shards.push(artifacts.put(&key, bytes).await?);
+                    let shards =
+                        vec![artifacts.put(&keys::shard(version, rank, 1, epoch), bytes).await?];
+                    let done = ShardDone { epoch, rank, version, shards };
+                    session.report(Report::ShardDone(done)).await?;
                 }
                 Report::StepDone(StepDone {
-                    epoch: step.epoch,
-                    rank: Rank(0),
+                    epoch,
+                    rank,
                     iteration: step.iteration,
                     weights: Weights { version, llm, dit: None, digest },
-                    shards,
                     metrics: [("loss".to_owned(), 0.0)].into(),
                 })
             }

@@ -173,11 +173,11 @@ prop_compose! {
 prop_compose! {
     fn step_done()(
         epoch in any::<u64>(), rank in any::<u32>(), iteration in any::<u32>(),
-        weights in weights(), shards in vec(artifact(), 0..3),
+        weights in weights(),
         metrics in btree_map("[a-z/_]{1,12}", number(), 0..5),
     ) -> StepDone {
         let (epoch, rank) = (TrainerEpoch(epoch), Rank(rank));
-        StepDone { epoch, rank, iteration, weights, shards, metrics }
+        StepDone { epoch, rank, iteration, weights, metrics }
     }
 }
 
@@ -199,6 +199,11 @@ fn report() -> impl Strategy<Value = Report> {
             Report::TrainerReady { epoch, rank, version, digest }
         }),
         step_done().prop_map(Report::StepDone),
+        (epoch(), rank(), version(), vec(artifact(), 0..3)).prop_map(
+            |(epoch, rank, version, shards)| {
+                Report::ShardDone(ShardDone { epoch, rank, version, shards })
+            }
+        ),
         (epoch(), rank(), "[a-z-]{1,10}", ".{0,30}").prop_map(|(epoch, rank, kind, reason)| {
             Report::TrainerFailed { epoch, rank, kind, reason }
         }),

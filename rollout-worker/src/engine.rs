@@ -5,8 +5,8 @@
 
 use crate::error::WorkError;
 use crate::policies::{Policies, Trained, WeightFiles};
-use duet_core::Seed;
 use duet_core::work::{Finish, Weights, Window};
+use duet_core::{ArtifactRef, Seed};
 use duet_models::ModelError;
 use duet_models::artifact::{RenderArtifact, ThinkArtifact};
 use duet_models::decoder::Decoder;
@@ -134,6 +134,11 @@ impl Engine {
     /// Whether `weights` can be used without fetching its files.
     pub fn holds(&self, weights: &Weights) -> bool {
         self.policies.holds(weights)
+    }
+
+    /// As [`Policies::has`].
+    pub fn has(&self, file: &ArtifactRef) -> bool {
+        self.policies.has(file)
     }
 
     /// Takes a policy version in.

@@ -13,9 +13,8 @@ use duet_models::pipeline::Pipeline;
 use duet_models::render::RenderOptions;
 use duet_models::sde::SdeKind;
 use duet_torch::Tensors;
-use duet_torch::tensorfile::{Metadata, TensorFile, TensorSource, encode};
+use duet_torch::tensorfile::{Assembly, TensorFile, encode};
 use std::path::Path;
-use tch::Device;
 
 /// The engine of a folder, set to the weights that the command line names.
 ///
@@ -85,17 +84,15 @@ fn weights(args: &SamplingArgs) -> Result<Option<(Weights, WeightFiles)>, ModelE
 /// A shard cannot be read, or none holds an average.
 pub fn averages(shards: &[std::path::PathBuf]) -> Result<(Weights, WeightFiles), WorkError> {
     let mut found = [("llm", Tensors::new()), ("dit", Tensors::new())];
-    let mut metadata = Metadata::new();
-    for shard in shards {
-        let file = TensorFile::open(shard).map_err(ModelError::from)?;
-        metadata = file.metadata().clone();
-        for (branch, tensors) in &mut found {
-            let prefix = format!("{branch}/ema/");
-            for name in file.names() {
-                if let Some(own) = name.strip_prefix(&prefix) {
-                    let tensor = file.load(name, Device::Cpu).map_err(ModelError::from)?;
-                    tensors.insert(own.to_owned(), tensor);
-                }
+    let open = |shard| TensorFile::open(shard).map_err(ModelError::from);
+    let opened = shards.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let metadata = opened.last().map(|file| file.metadata().clone()).unwrap_or_default();
+    let state = Assembly::new(opened).map_err(ModelError::from)?;
+    for (branch, tensors) in &mut found {
+        let prefix = format!("{branch}/ema/");
+        for name in state.names() {
+            if let Some(own) = name.strip_prefix(&prefix) {
+                tensors.insert(own.to_owned(), state.load(name).map_err(ModelError::from)?);
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use crate::error::WorkError;
 use duet_core::work::Weights;
-use duet_core::{Digest, PolicyVersion};
+use duet_core::{ArtifactRef, Digest, PolicyVersion};
 use duet_models::ModelError;
 use duet_models::params::ParamSet;
 use duet_torch::tensorfile::{TensorFile, TensorSource};
@@ -32,12 +32,20 @@ pub struct Trained<'a> {
     pub dit: &'a ParamSet,
 }
 
-/// One held version.
+/// One held version. Versions in which a branch did not change share its tensors.
 #[derive(Debug)]
 struct Held {
     digest: Digest,
-    llm: Tensors,
-    dit: Tensors,
+    llm: Part,
+    dit: Part,
+}
+
+/// A branch of a held version.
+#[derive(Debug, Default)]
+struct Part {
+    /// Hash of the file it came from; `None`: the base model's own weights.
+    file: Option<Digest>,
+    tensors: Tensors,
 }
 
 /// All held versions, on the CPU, and which of them the models are set to.
@@ -69,7 +77,14 @@ impl Policies {
         base || self.held.get(&weights.version).is_some_and(|held| held.digest == weights.digest)
     }
 
-    /// Takes a version in, after checking that it fits the models and is finite.
+    /// Whether a held version came from this file, so that it need not be fetched again.
+    pub fn has(&self, file: &ArtifactRef) -> bool {
+        let parts = self.held.values().flat_map(|held| [&held.llm, &held.dit]);
+        parts.into_iter().any(|part| part.file == Some(file.digest))
+    }
+
+    /// Takes a version in, after checking that it fits the models and is finite. A file
+    /// that [`Policies::has`] knows may be left out.
     ///
     /// # Errors
     /// [`WorkError`] naming the tensor that does not fit; then nothing has changed.
@@ -80,18 +95,21 @@ impl Policies {
         trained: Trained<'_>,
     ) -> Result<(), WorkError> {
         let version = weights.version;
-        let read = |name: &str, data: Option<Vec<u8>>, params: &ParamSet| match data {
-            Some(data) => read(&format!("{name} weights of {version}"), data, params),
-            None => Ok(Tensors::new()),
+        let part = |name: &str, file: &Option<ArtifactRef>, data, params| {
+            let file = file.as_ref().map(|file| file.digest);
+            let tensors = match data {
+                Some(data) => read(&format!("{name} weights of {version}"), data, params)?,
+                None if file.is_none() => Tensors::new(),
+                None => self.shared(file).ok_or(WorkError::NotHeld(version))?,
+            };
+            require_finite(&tensors).map_err(|source| WorkError::BadWeights { version, source })?;
+            Ok::<_, WorkError>(Part { file, tensors })
         };
         let held = Held {
             digest: weights.digest,
-            llm: read("llm", files.llm, trained.llm)?,
-            dit: read("dit", files.dit, trained.dit)?,
+            llm: part("llm", &weights.llm, files.llm, trained.llm)?,
+            dit: part("dit", &weights.dit, files.dit, trained.dit)?,
         };
-        for tensors in [&held.llm, &held.dit] {
-            require_finite(tensors).map_err(|source| WorkError::BadWeights { version, source })?;
-        }
         self.held.insert(version, held);
         while self.held.len() > self.most {
             self.held.pop_first();
@@ -101,6 +119,13 @@ impl Policies {
             self.active = None;
         }
         Ok(())
+    }
+
+    /// The tensors of a held file; handles, not copies: nothing writes to them.
+    fn shared(&self, file: Option<Digest>) -> Option<Tensors> {
+        let mut parts = self.held.values().flat_map(|held| [&held.llm, &held.dit]);
+        let part = parts.find(|part| part.file == file)?;
+        Some(part.tensors.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect())
     }
 
     /// Sets the models to a version; returns whether they were set to another before.
@@ -115,7 +140,7 @@ impl Policies {
                 let (held, asked) = (held.digest, weights.digest);
                 return Err(WorkError::OtherPolicy { version: weights.version, held, asked });
             }
-            Some(held) => (&held.llm, &held.dit),
+            Some(held) => (&held.llm.tensors, &held.dit.tensors),
             None => return Err(WorkError::NotHeld(weights.version)),
         };
         if self.active == Some(weights.version) {

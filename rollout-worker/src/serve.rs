@@ -111,21 +111,23 @@ impl Worker {
             return Ok(());
         }
         let files = WeightFiles {
-            llm: self.fetch_some(weights.llm.as_ref()).await?,
-            dit: self.fetch_some(weights.dit.as_ref()).await?,
+            llm: self.fetch_new(weights.llm.as_ref()).await?,
+            dit: self.fetch_new(weights.dit.as_ref()).await?,
         };
         let weights = weights.clone();
         self.device.call(move |engine| engine.hold(&weights, files)).await?
     }
 
-    async fn fetch_some(&self, file: Option<&ArtifactRef>) -> Result<Option<Vec<u8>>, WorkError> {
-        match file {
-            Some(file) => Ok(Some(self.fetch(file).await?)),
-            None => Ok(None),
+    /// A weights file, unless a held version has it already.
+    async fn fetch_new(&self, file: Option<&ArtifactRef>) -> Result<Option<Vec<u8>>, WorkError> {
+        let Some(file) = file else { return Ok(None) };
+        let asked = file.clone();
+        if self.device.call(move |engine| engine.has(&asked)).await? {
+            return Ok(None);
         }
+        Ok(Some(self.fetch(file).await?))
     }
 
-    /// An artifact's bytes, verified against its hash.
     async fn fetch(&self, file: &ArtifactRef) -> Result<Vec<u8>, WorkError> {
         let bytes = self.artifacts.get(file).await;
         bytes.map(Vec::from).map_err(|error| WorkError::Store(error.to_string()))

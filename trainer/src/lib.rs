@@ -12,8 +12,10 @@ pub mod failure;
 pub mod rank;
 pub mod replay;
 pub mod run;
+pub mod saver;
 pub mod serve;
 pub mod sft;
+pub mod shards;
 pub mod translate;
 
 pub use error::TrainError;

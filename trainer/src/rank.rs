@@ -5,6 +5,7 @@ use crate::engine::{Engine, Settings, WeightFiles, checkpoint};
 use crate::error::TrainError;
 use duet_core::{Digest, PolicyVersion, TrainerEpoch};
 use duet_torch::collective::{AbortHandle, Collective, Gloo, GlooOptions, Solo, Store};
+use duet_torch::tensorfile::TensorFile;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,8 +45,6 @@ pub struct Stepped {
     pub metrics: BTreeMap<String, f64>,
     /// To publish, if so asked.
     pub weights: Option<WeightFiles>,
-    /// This rank's shard of a checkpoint, if so asked.
-    pub shard: Option<Vec<u8>>,
 }
 
 impl RankState {
@@ -118,7 +117,7 @@ impl RankState {
     /// [`TrainError`] naming what does not fit.
     pub fn restore(
         &mut self,
-        shards: Vec<(String, Vec<u8>)>,
+        shards: Vec<TensorFile>,
     ) -> Result<(PolicyVersion, Digest), TrainError> {
         let mut engine = match self.engine.take() {
             // As loaded: nothing has been trained or restored.
@@ -141,18 +140,27 @@ impl RankState {
         let group = self.group.as_deref().ok_or_else(no_group)?;
         // Taken: whatever goes wrong, what is half done is not used again.
         let mut engine = self.engine.take().ok_or_else(no_group)?;
-        let (publish, checkpoint) = (input.step.publish, input.step.checkpoint);
-        let (rank, world) = (group.rank(), group.world());
+        let (publish, rank) = (input.step.publish, group.rank());
         let metrics = engine.step(input, group)?;
         let stepped = Stepped {
             version: PolicyVersion(engine.version()),
             digest: engine.digest()?,
             metrics,
             weights: (publish && rank == 0).then(|| engine.weight_files()).transpose()?,
-            shard: checkpoint.then(|| checkpoint::shard(&engine, rank, world)).transpose()?,
         };
         self.engine = Some(engine);
         Ok(stepped)
+    }
+
+    /// This rank's shard of a checkpoint, as it is now, copied into memory that was used before.
+    ///
+    /// # Errors
+    /// There is no group, or libtorch refuses.
+    pub fn shard(&self, mut image: Vec<u8>) -> Result<Vec<u8>, TrainError> {
+        let group = self.group.as_deref().ok_or_else(no_group)?;
+        let engine = self.engine.as_ref().ok_or_else(no_group)?;
+        checkpoint::shard_into(engine, (group.rank(), group.world()), &mut image)?;
+        Ok(image)
     }
 }
 

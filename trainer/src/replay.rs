@@ -12,13 +12,13 @@ use crate::engine::batch::{StepInput, TraceFiles, share};
 use crate::error::TrainError;
 use crate::failure::Failure;
 use crate::rank::{Place, RankState, Stepped};
-use crate::translate;
+use crate::{shards, translate};
 use clap::Args;
 use duet_config::{Config, ConfigError};
 use duet_core::work::{Gates, PromptRow, Step, TrainTrace, TrainTree, Window};
 use duet_core::{ArtifactRef, Digest, TrainerEpoch, TreeId};
 use duet_store::lineage::{AdvantageRow, Rows, TraceRow, UpdateRow};
-use duet_store::{Store, StoreError, keys};
+use duet_store::{Manifest, Store, StoreError, keys};
 use duet_torch::collective::AbortHandle;
 use duet_torch::device::DeviceThread;
 use futures::future::join_all;
@@ -108,8 +108,8 @@ pub async fn replay(args: &ReplayArgs) -> Result<Account, Failure> {
     let config = config(args, &store).await?;
     let (world, last) = (config.trainer.world_size, args.iteration);
     let wanted = table(&store, last).await?;
-    let (from, shards) = beginning(&store, last).await?;
-    let ranks = ranks(&config, shards).await?;
+    let (from, manifest) = beginning(&store, last).await?;
+    let ranks = ranks(&config, &store, manifest.as_ref()).await?;
     let mut same = true;
     let mut end = None;
     for iteration in from as u32..=last {
@@ -175,27 +175,19 @@ async fn table(store: &Store, iteration: u32) -> Result<Rows, Failure> {
     }
 }
 
-/// The newest checkpoint from which `iteration` can be reached, with its shards; none: the base model.
-async fn beginning(
-    store: &Store,
-    iteration: u32,
-) -> Result<(u64, Vec<(String, Vec<u8>)>), Failure> {
+/// The newest checkpoint from which `iteration` can be reached, none: the base model.
+async fn beginning(store: &Store, iteration: u32) -> Result<(u64, Option<Manifest>), Failure> {
     let versions = store.checkpoints().list().await.map_err(io)?;
     let usable = versions.into_iter().filter(|version| version.0 <= u64::from(iteration)).max();
-    let Some(version) = usable else { return Ok((0, Vec::new())) };
-    let manifest = store.checkpoints().at(version).await.map_err(io)?.manifest;
-    let mut shards = Vec::new();
-    for shard in manifest.shards.iter().flatten() {
-        let bytes = store.artifacts().get(shard).await.map_err(io)?;
-        shards.push((shard.key.clone(), bytes.into()));
-    }
-    Ok((version.0, shards))
+    let Some(version) = usable else { return Ok((0, None)) };
+    Ok((version.0, Some(store.checkpoints().at(version).await.map_err(io)?.manifest)))
 }
 
 /// As many ranks as the run had, in one group on this machine, each on a thread of its own.
 async fn ranks(
     config: &Config,
-    shards: Vec<(String, Vec<u8>)>,
+    store: &Store,
+    manifest: Option<&Manifest>,
 ) -> Result<Vec<DeviceThread<RankState>>, Failure> {
     let (world, threads) = (config.trainer.world_size, config.workers.threads);
     let deadline = Duration::from_millis(config.trainer.collective_timeout_ms);
@@ -217,8 +209,15 @@ async fn ranks(
         let own = place(0);
         address = Some(first.call(move |state| state.serve(&own)).await.map_err(thread)??);
     }
-    let joined = ranks.iter().zip(0..).map(|(device, rank)| {
-        let (own, shards) = (place(rank), shards.clone());
+    let mut files = Vec::new();
+    for _ in 0..world {
+        files.push(match manifest {
+            Some(manifest) => shards::open(store, manifest).await?,
+            None => Vec::new(),
+        });
+    }
+    let joined = ranks.iter().zip(0..).zip(files).map(|((device, rank), shards)| {
+        let own = place(rank);
         let address = address.clone().filter(|_| rank > 0);
         device.call(move |state| {
             state.join(&own, address.as_deref(), AbortHandle::default())?;

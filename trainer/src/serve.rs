@@ -4,7 +4,9 @@
 //! next assignment --Rendezvous--> rank 0: serve a store, report where
 //!                                 all: join, restore the checkpoint or the base model --> TrainerReady
 //!                 --Step--------> fetch this rank's trees, step with the others,
-//!                                 write weights (rank 0) and checkpoint shard --> StepDone
+//!                                 write weights (rank 0) --> StepDone
+//!                                 copy the checkpoint shard; write it beside the next steps
+//!                                                                             --> ShardDone
 //!                 --Leave-------> end
 //! any failure ------------------> TrainerFailed; then wait for the next rendezvous
 //! group called off elsewhere ---> its collectives are aborted: a failure as any other
@@ -14,15 +16,19 @@
 use crate::engine::batch::{StepInput, TraceFiles, share};
 use crate::error::TrainError;
 use crate::rank::{Place, RankState, Stepped};
+use crate::saver::Saver;
+use crate::shards;
 use duet_core::work::{Assignment, Rendezvous, Report, Step, StepDone, TrainTrace, Weights};
-use duet_core::{ArtifactRef, PolicyVersion, Rank, TrainerEpoch};
+use duet_core::{ArtifactRef, Digest, PolicyVersion, Rank, TrainerEpoch};
 use duet_store::keys::{self, Branch};
 use duet_store::{Artifacts, Store};
 use duet_torch::collective::AbortHandle;
 use duet_torch::device::DeviceThread;
+use duet_torch::tensorfile::TensorFile;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// Most characters of a reason that is reported.
@@ -33,7 +39,7 @@ pub trait Desk {
     /// Why there is nothing more to do: it cannot be reached, or this process is told to stop.
     type Error;
 
-    /// The next assignment; waits until there is one.
+    /// The next assignment; waits until there is one. May be dropped and called again.
     fn next(&mut self) -> impl Future<Output = Result<Assignment, Self::Error>>;
 
     /// Delivers a report.
@@ -51,7 +57,15 @@ pub struct Trainer {
     /// The newest group that was called off.
     aborted: watch::Receiver<Option<TrainerEpoch>>,
     group: Option<Group>,
+    saver: Saver,
+    /// The weights files that this process published last, by branch.
+    published: Published,
+    /// What became of shards, to be reported.
+    saved: mpsc::Receiver<Report>,
 }
+
+/// The newest weights file of each branch, by `llm` and `dit`.
+type Published = BTreeMap<&'static str, ArtifactRef>;
 
 /// The group this rank is in.
 struct Group {
@@ -75,7 +89,15 @@ impl Drop for Group {
 /// The desk's, between assignments: a step in hand is always finished and reported.
 pub async fn serve<D: Desk>(desk: &mut D, trainer: &mut Trainer) -> Result<String, D::Error> {
     loop {
-        match desk.next().await? {
+        let assignment = tokio::select! {
+            biased;
+            Some(report) = trainer.saved.recv() => {
+                trainer.tell_saved(desk, report).await?;
+                continue;
+            }
+            assignment = desk.next() => assignment?,
+        };
+        match assignment {
             Assignment::Leave { reason } => return Ok(reason),
             Assignment::Rendezvous(work) => {
                 let (epoch, rank) = (work.epoch, work.rank);
@@ -88,7 +110,7 @@ pub async fn serve<D: Desk>(desk: &mut D, trainer: &mut Trainer) -> Result<Strin
             Assignment::Step(step) => {
                 let epoch = step.epoch;
                 let rank = Rank(trainer.group.as_ref().map_or(0, |group| group.place.rank));
-                let report = match trainer.step(step).await {
+                let report = match trainer.step_and_tell(desk, step).await? {
                     Ok(done) => Report::StepDone(done),
                     Err(error) => trainer.failed(epoch, rank, &error).await,
                 };
@@ -109,7 +131,18 @@ impl Trainer {
         (host, deadline): (String, Duration),
         aborted: watch::Receiver<Option<TrainerEpoch>>,
     ) -> Trainer {
-        Trainer { device, store, host, deadline, aborted, group: None }
+        let (saver, saved) = Saver::new(store.clone());
+        Trainer {
+            device,
+            store,
+            host,
+            deadline,
+            aborted,
+            group: None,
+            saver,
+            published: Published::new(),
+            saved,
+        }
     }
 
     /// Forms a group and restores; the outer error is the desk's.
@@ -136,6 +169,8 @@ impl Trainer {
     /// Leaves the group before, and watches the new one.
     fn enter(&mut self, work: &Rendezvous) -> Place {
         self.group = None;
+        // What another group published meanwhile may have made these nobody's.
+        self.published.clear();
         let (epoch, abort) = (work.epoch, AbortHandle::default());
         let (mut aborted, handle) = (self.aborted.clone(), abort.clone());
         let watcher = tokio::spawn(async move {
@@ -161,7 +196,7 @@ impl Trainer {
         let (own, address) = (place.clone(), work.store.clone());
         flat(self.device.call(move |state| state.join(&own, address.as_deref(), abort)).await)?;
         let shards = match &work.restore {
-            Some(manifest) => self.fetch_shards(manifest).await?,
+            Some(manifest) => self.open_shards(manifest).await?,
             None => Vec::new(),
         };
         let (version, digest) = flat(self.device.call(move |state| state.restore(shards)).await)?;
@@ -169,41 +204,103 @@ impl Trainer {
         Ok(Report::TrainerReady { epoch: work.epoch, rank: work.rank, version, digest })
     }
 
-    /// Every shard of a checkpoint, verified.
-    async fn fetch_shards(
-        &self,
-        manifest: &ArtifactRef,
-    ) -> Result<Vec<(String, Vec<u8>)>, TrainError> {
+    async fn open_shards(&self, manifest: &ArtifactRef) -> Result<Vec<TensorFile>, TrainError> {
         let manifest = self.store.checkpoints().read(manifest).await.map_err(stored)?;
-        let artifacts = self.store.artifacts();
-        let mut shards = Vec::new();
-        for shard in manifest.shards.iter().flatten() {
-            shards.push((shard.key.clone(), fetch(&artifacts, shard).await?));
-        }
-        if shards.is_empty() {
-            let reason = format!("{} names no trainer shards", keys::manifest(manifest.version));
-            return Err(TrainError::Checkpoint(reason));
-        }
-        Ok(shards)
+        shards::open(&self.store, &manifest).await
     }
 
-    async fn step(&mut self, step: Step) -> Result<StepDone, TrainError> {
-        let place = match &self.group {
+    /// Reports what became of a shard, and leaves the group with it if that is a failure.
+    async fn tell_saved<D: Desk>(&mut self, desk: &mut D, report: Report) -> Result<(), D::Error> {
+        if let Report::TrainerFailed { epoch, .. } = &report
+            && self.group.as_ref().is_some_and(|group| group.place.epoch == *epoch)
+        {
+            self.group = None;
+            let _ = self.device.call(RankState::leave).await;
+        }
+        desk.report(report).await
+    }
+
+    /// A step; meanwhile, shards of steps before are reported as soon as they are durable.
+    async fn step_and_tell<D: Desk>(
+        &mut self,
+        desk: &mut D,
+        step: Step,
+    ) -> Result<Result<StepDone, TrainError>, D::Error> {
+        let Trainer { device, store, group, saver, published, saved, .. } = self;
+        let stepper = Stepper { device, store, group: group.as_ref() };
+        let mut done = std::pin::pin!(stepper.step((saver, published), step));
+        loop {
+            tokio::select! {
+                biased;
+                Some(report) = saved.recv() => desk.report(report).await?,
+                done = &mut done => return Ok(done),
+            }
+        }
+    }
+
+    /// Leaves the group that failed and says why.
+    async fn failed(&mut self, epoch: TrainerEpoch, rank: Rank, error: &TrainError) -> Report {
+        let kind = error.kind().to_owned();
+        let reason: String = error.to_string().chars().take(MOST_REASON).collect();
+        tracing::warn!(epoch = epoch.0, rank = rank.0, kind, reason, "out of the group");
+        self.group = None;
+        // A thread that is gone has no group either.
+        let _ = self.device.call(RankState::leave).await;
+        Report::TrainerFailed { epoch, rank, kind, reason }
+    }
+}
+
+/// What a step works with.
+struct Stepper<'a> {
+    device: &'a DeviceThread<RankState>,
+    store: &'a Store,
+    group: Option<&'a Group>,
+}
+
+impl Stepper<'_> {
+    async fn step(
+        &self,
+        (saver, published): (&mut Saver, &mut Published),
+        step: Step,
+    ) -> Result<StepDone, TrainError> {
+        let place = match self.group {
             Some(group) if group.place.epoch == step.epoch => group.place.clone(),
             _ => {
                 let reason = format!("a step for {}, which this rank is not in", step.epoch);
                 return Err(TrainError::Protocol(reason));
             }
         };
-        let (started, epoch, iteration) = (Instant::now(), step.epoch, step.iteration);
+        let (started, iteration) = (Instant::now(), step.iteration);
+        let checkpoint = step.checkpoint;
         let files = self.fetch_trees(&step, &place).await?;
         let input = StepInput { step, files };
         let stepped = flat(self.device.call(move |state| state.step(input)).await)?;
-        let done = self.store_step(&place, stepped, iteration, epoch).await?;
+        let version = stepped.version;
+        let done = self.store_step(&place, stepped, iteration, published).await?;
+        if checkpoint {
+            self.save(saver, &place, version).await?;
+        }
         let took_ms = started.elapsed().as_millis() as u64;
         let digest = done.weights.digest.short();
         tracing::info!(iteration, rank = place.rank, digest, took_ms, "step done");
         Ok(done)
+    }
+
+    /// Copies this rank's shard and begins to write it.
+    async fn save(
+        &self,
+        saver: &mut Saver,
+        place: &Place,
+        version: PolicyVersion,
+    ) -> Result<(), TrainError> {
+        let asked = Instant::now();
+        let memory = saver.memory().await?;
+        let (waited_ms, asked) = (asked.elapsed().as_millis() as u64, Instant::now());
+        let image = flat(self.device.call(move |state| state.shard(memory)).await)?;
+        let (bytes, copied_ms) = (image.len(), asked.elapsed().as_millis() as u64);
+        tracing::info!(%version, rank = place.rank, bytes, waited_ms, copied_ms, "shard copied");
+        saver.begin(place, version, image);
+        Ok(())
     }
 
     /// The artifacts of this rank's trees, verified.
@@ -230,47 +327,42 @@ impl Trainer {
         place: &Place,
         stepped: Stepped,
         iteration: u32,
-        epoch: TrainerEpoch,
+        published: &mut Published,
     ) -> Result<StepDone, TrainError> {
-        let Stepped { version, digest, metrics, weights, shard } = stepped;
-        let (rank, files) = (Rank(place.rank), weights.unwrap_or_default());
-        let llm = self.put_weights(version, Branch::Llm, epoch, files.llm).await?;
-        let dit = self.put_weights(version, Branch::Dit, epoch, files.dit).await?;
-        let mut shards = Vec::new();
-        if let Some(bytes) = shard {
-            let key = keys::shard(version, rank, place.world, epoch);
-            shards.push(self.put(&key, bytes).await?);
-        }
+        let Stepped { version, digest, metrics, weights } = stepped;
+        let (rank, epoch, files) = (Rank(place.rank), place.epoch, weights.unwrap_or_default());
+        let key = |branch| keys::weights(version, branch, epoch);
+        let llm = self.publish(key(Branch::Llm), Branch::Llm, files.llm, published).await?;
+        let dit = self.publish(key(Branch::Dit), Branch::Dit, files.dit, published).await?;
         let weights = Weights { version, llm, dit, digest };
-        Ok(StepDone { epoch, rank, iteration, weights, shards, metrics })
+        Ok(StepDone { epoch, rank, iteration, weights, metrics })
     }
 
-    async fn put_weights(
+    /// Writes a branch's weights, unless they are what was published last: a branch that is frozen, or
+    /// whose turn it was not, is not sent again, and who has the file need not fetch it.
+    async fn publish(
         &self,
-        version: PolicyVersion,
+        key: String,
         branch: Branch,
-        epoch: TrainerEpoch,
         file: Option<Vec<u8>>,
+        published: &mut Published,
     ) -> Result<Option<ArtifactRef>, TrainError> {
-        match file {
-            Some(bytes) => Ok(Some(self.put(&keys::weights(version, branch, epoch), bytes).await?)),
-            None => Ok(None),
+        let Some(bytes) = file else { return Ok(None) };
+        let name = branch.as_str();
+        let size = bytes.len() as u64;
+        if let Some(last) = published.get(name).filter(|last| last.bytes == size)
+            && last.digest == Digest::of(&bytes)
+        {
+            tracing::info!(branch = name, key = last.key, "unchanged: published before");
+            return Ok(Some(last.clone()));
         }
+        let reference = self.put(&key, bytes).await?;
+        published.insert(name, reference.clone());
+        Ok(Some(reference))
     }
 
     async fn put(&self, key: &str, bytes: Vec<u8>) -> Result<ArtifactRef, TrainError> {
         self.store.artifacts().put(key, bytes.into()).await.map_err(stored)
-    }
-
-    /// Leaves the group that failed and says why.
-    async fn failed(&mut self, epoch: TrainerEpoch, rank: Rank, error: &TrainError) -> Report {
-        let kind = error.kind().to_owned();
-        let reason: String = error.to_string().chars().take(MOST_REASON).collect();
-        tracing::warn!(epoch = epoch.0, rank = rank.0, kind, reason, "out of the group");
-        self.group = None;
-        // A thread that is gone has no group either.
-        let _ = self.device.call(RankState::leave).await;
-        Report::TrainerFailed { epoch, rank, kind, reason }
     }
 }
 

@@ -31,6 +31,10 @@ struct End {
     shard: Vec<u8>,
 }
 
+fn open(shard: &[u8]) -> TensorFile {
+    TensorFile::from_bytes("shard", shard.to_vec()).unwrap()
+}
+
 fn run(settings: &Settings, rollouts: &Rollouts, steps: u32, group: &dyn Collective) -> End {
     duet_torch::init(1).unwrap();
     let mut engine = Engine::load(settings.clone()).unwrap();
@@ -123,10 +127,10 @@ fn a_run_repeats_bit_for_bit_also_across_a_restart_with_other_ranks() {
     assert_eq!(again, [first[0].digest.clone(), first[1].digest.clone()]);
 
     // Written by two ranks, read by one: the same state, and the same next step.
-    let shards: Vec<_> = first.iter().map(|end| ("shard".to_owned(), end.shard.clone())).collect();
+    let shards = || first.iter().map(|end| open(&end.shard)).collect::<Vec<_>>();
     let restored = || {
         let mut engine = Engine::load(settings.clone()).unwrap();
-        checkpoint::restore(&mut engine, shards.clone()).unwrap();
+        checkpoint::restore(&mut engine, shards()).unwrap();
         engine
     };
     let mut engine = restored();
@@ -137,12 +141,12 @@ fn a_run_repeats_bit_for_bit_also_across_a_restart_with_other_ranks() {
     engine.step(rollouts.input(2, (0, 1)), &Solo::new()).unwrap();
     let whole = checkpoint::shard(&restored(), 0, 1).unwrap();
     let mut other = Engine::load(settings.clone()).unwrap();
-    checkpoint::restore(&mut other, vec![("whole".to_owned(), whole)]).unwrap();
+    checkpoint::restore(&mut other, vec![open(&whole)]).unwrap();
     other.step(rollouts.input(2, (0, 1)), &Solo::new()).unwrap();
     assert_eq!(engine.digest().unwrap(), other.digest().unwrap());
 
     let mut broken = Engine::load(settings.clone()).unwrap();
-    let error = checkpoint::restore(&mut broken, shards[..1].to_vec()).unwrap_err();
+    let error = checkpoint::restore(&mut broken, vec![open(&first[0].shard)]).unwrap_err();
     assert!(
         error.to_string().starts_with("checkpoint: ") && error.kind() == "checkpoint",
         "{error}"
@@ -212,7 +216,7 @@ fn the_moving_average_follows_its_formula_and_is_kept() {
     }
     assert!(seen > 10);
     let mut engine = Engine::load(settings).unwrap();
-    checkpoint::restore(&mut engine, vec![("shard".to_owned(), averaged.shard.clone())]).unwrap();
+    checkpoint::restore(&mut engine, vec![open(&averaged.shard)]).unwrap();
     assert_eq!(checkpoint::shard(&engine, 0, 1).unwrap(), averaged.shard);
 }
 
@@ -239,7 +243,7 @@ fn the_policy_that_samples_follows_the_trained_one() {
     let (start, after) = (read(&start.shard), read(&lagging.shard));
     let load = |file: &TensorFile, name: &str| file.load(name, Device::Cpu).unwrap();
     let mut engine = Engine::load(settings.clone()).unwrap();
-    checkpoint::restore(&mut engine, vec![("shard".to_owned(), lagging.shard.clone())]).unwrap();
+    checkpoint::restore(&mut engine, vec![open(&lagging.shard)]).unwrap();
     assert_eq!(checkpoint::shard(&engine, 0, 1).unwrap(), lagging.shard);
     let published = engine.weight_files().unwrap().dit.unwrap();
     let published = TensorFile::from_bytes("published", published).unwrap();

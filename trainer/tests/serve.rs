@@ -3,7 +3,7 @@
 mod common;
 
 use common::{pipeline, rollouts, settings};
-use duet_core::work::{Assignment, Rendezvous, Report, Step, StepDone};
+use duet_core::work::{Assignment, Rendezvous, Report, ShardDone, Step, StepDone};
 use duet_core::{ArtifactRef, Digest, Generation, PolicyVersion, Rank, TrainerEpoch};
 use duet_store::{Manifest, Store};
 use duet_torch::device::DeviceThread;
@@ -83,18 +83,23 @@ async fn form(
     held[0]
 }
 
-async fn step(workers: &mut [Worker; 2], step: &Step) -> [StepDone; 2] {
+/// Takes a step; gives each rank's report on it, and on its shard if it was to write one.
+async fn step(workers: &mut [Worker; 2], step: &Step) -> ([StepDone; 2], Vec<ShardDone>) {
     for worker in workers.iter() {
         worker.to.send(Assignment::Step(step.clone())).await.unwrap();
     }
-    let mut done = Vec::new();
+    let (mut done, mut shards) = (Vec::new(), Vec::new());
     for worker in workers {
-        match worker.from.recv().await {
-            Some(Report::StepDone(one)) => done.push(one),
-            other => panic!("{other:?}"),
+        // In either order: a shard is written beside what else there is to do.
+        for _ in 0..1 + u32::from(step.checkpoint) {
+            match worker.from.recv().await {
+                Some(Report::StepDone(one)) => done.push(one),
+                Some(Report::ShardDone(one)) => shards.push(one),
+                other => panic!("{other:?}"),
+            }
         }
     }
-    done.try_into().expect("two")
+    (done.try_into().expect("two"), shards)
 }
 
 /// Puts a rollout's files into the store and gives the step that trains on them.
@@ -117,12 +122,12 @@ async fn stored_step(store: &Store, epoch: u64, iteration: u32) -> Step {
     step
 }
 
-fn manifest(done: &[StepDone; 2]) -> Manifest {
+fn manifest(done: &[StepDone; 2], shards: &[ShardDone]) -> Manifest {
     Manifest {
         format: duet_store::checkpoint::FORMAT.to_owned(),
         version: done[0].weights.version,
         world: 2,
-        shards: done.iter().map(|one| one.shards.clone()).collect(),
+        shards: shards.iter().map(|one| one.shards.clone()).collect(),
         weights: done[0].weights.clone(),
         scheduler: None,
         journal_position: 0,
@@ -145,21 +150,23 @@ async fn groups_form_step_restore_and_form_again_after_being_called_off() {
     let (version, base) = form(&mut workers, 1, None).await;
     assert_eq!(version, PolicyVersion(0));
     let first = stored_step(&store, 1, 0).await;
-    let done = step(&mut workers, &first).await;
+    let (done, shards) = step(&mut workers, &first).await;
     assert_eq!(done[0].weights.digest, done[1].weights.digest);
     assert_ne!(done[0].weights.digest, base);
     assert_eq!(done[0].metrics, done[1].metrics);
     assert!(done[0].weights.llm.is_some() && done[0].weights.dit.is_some());
     assert!(done[1].weights.llm.is_none() && done[1].weights.dit.is_none());
-    assert_eq!((done[0].shards.len(), done[1].shards.len()), (1, 1));
-    let saved = store.checkpoints().write(&manifest(&done)).await.unwrap();
+    assert_eq!(shards.iter().map(|one| one.shards.len()).collect::<Vec<_>>(), [1, 1]);
+    assert!(shards.iter().all(|one| one.version == done[0].weights.version));
+    let saved = store.checkpoints().write(&manifest(&done, &shards)).await.unwrap();
 
     // A second step, to be repeated from the checkpoint.
     let second = Step { iteration: 1, publish: false, checkpoint: false, ..first.clone() };
-    let two = step(&mut workers, &second).await;
+    let (two, none) = step(&mut workers, &second).await;
+    assert!(none.is_empty());
     assert_eq!(form(&mut workers, 2, Some(saved.clone())).await.1, done[0].weights.digest);
     let again = Step { epoch: TrainerEpoch(2), ..second.clone() };
-    let repeated = step(&mut workers, &again).await;
+    let (repeated, _) = step(&mut workers, &again).await;
     assert_eq!(repeated[0].weights.digest, two[0].weights.digest);
     assert_eq!(repeated[0].metrics, two[0].metrics);
 

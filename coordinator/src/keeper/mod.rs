@@ -17,7 +17,7 @@ use duet_core::scheduler::{Event, IterationLineage};
 use duet_store::checkpoint::Retention;
 use duet_store::{Lineage, Store, StoreError, keys};
 use metrics_file::MetricsFile;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use tokio::sync::mpsc;
 
 /// Jobs that wait; beyond that the driver waits.
@@ -141,16 +141,21 @@ impl Keeper {
         }
     }
 
-    /// Deletes artifacts, but not what a kept checkpoint names: retention deletes that.
+    /// Deletes artifacts, but not what a kept checkpoint names: retention deletes that. A file may be
+    /// named by many versions, so what counts is the manifests. Where one of them cannot be read,
+    /// nothing is deleted.
     async fn collect(&self, artifacts: Vec<ArtifactRef>) -> Result<(), StoreError> {
         let checkpoints = self.store.checkpoints();
-        let kept = checkpoints.list().await?;
+        let mut kept = BTreeSet::new();
+        if artifacts.iter().any(|artifact| keys::weights_version(&artifact.key).is_some()) {
+            for version in checkpoints.list().await? {
+                let objects = checkpoints.at(version).await?.manifest.objects();
+                kept.extend(objects.into_iter().map(|object| object.key));
+            }
+        }
         for artifact in artifacts {
-            let version = keys::weights_version(&artifact.key);
             let rollout = artifact.key.starts_with(keys::ARTIFACTS);
-            if version.is_some_and(|version| kept.contains(&version))
-                || (rollout && self.keep_rollouts)
-            {
+            if kept.contains(&artifact.key) || (rollout && self.keep_rollouts) {
                 continue;
             }
             self.store.delete(&artifact.key).await?;

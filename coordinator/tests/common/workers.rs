@@ -4,8 +4,8 @@
 use bytes::Bytes;
 use duet_config::Telemetry;
 use duet_core::work::{
-    Assignment, Done, Finish, Lease, Outcome, Report, Score, Step, StepDone, Trace, Unit, Weights,
-    Work,
+    Assignment, Done, Finish, Lease, Outcome, Report, Score, ShardDone, Step, StepDone, Trace,
+    Unit, Weights, Work,
 };
 use duet_core::{ArtifactRef, Digest, Millis, PolicyVersion, Role, WorkerId};
 use duet_service::observe::{Observer, Showing};
@@ -159,7 +159,16 @@ impl Worker {
                 }
                 Assignment::Step(step) => {
                     let done = self.step(&step).await;
+                    let version = done.weights.version;
                     session.report(Report::StepDone(done)).await?;
+                    if step.checkpoint {
+                        let (rank, world) = self.place;
+                        let (epoch, rank) = (step.epoch, duet_core::Rank(rank));
+                        let shards =
+                            vec![self.put(&keys::shard(version, rank, world, epoch)).await];
+                        let done = ShardDone { epoch, rank, version, shards };
+                        session.report(Report::ShardDone(done)).await?;
+                    }
                 }
                 Assignment::Leave { .. } => {
                     session.leave("sent home").await;
@@ -218,7 +227,7 @@ impl Worker {
     }
 
     async fn step(&mut self, step: &Step) -> StepDone {
-        let (iteration, (rank, world)) = (step.iteration, self.place);
+        let (iteration, (rank, _)) = (step.iteration, self.place);
         assert_eq!(self.version, u64::from(iteration), "a step on the wrong version");
         if step.update {
             self.version += 1;
@@ -235,17 +244,11 @@ impl Worker {
             }
             _ => None,
         };
-        let mut shards = Vec::new();
-        if step.checkpoint {
-            let rank = duet_core::Rank(rank);
-            shards.push(self.put(&keys::shard(version, rank, world, step.epoch)).await);
-        }
         StepDone {
             epoch: step.epoch,
             rank: duet_core::Rank(rank),
             iteration,
             weights: Weights { version, llm, dit: None, digest },
-            shards,
             metrics: [("loss".to_owned(), 0.1), ("trees".to_owned(), step.trees.len() as f64)]
                 .into(),
         }

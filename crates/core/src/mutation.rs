@@ -36,11 +36,13 @@ pub enum Mutation {
     LoseWithWorker,
     /// Ranks are not compared with one another, nor a replay with what was committed.
     SkipDigest,
+    /// A manifest is written when the first rank's shard is there.
+    ManifestEarly,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 15] = [
+    pub const ALL: [Mutation; 16] = [
         Mutation::AcceptStale,
         Mutation::DoubleCommit,
         Mutation::SkipVersionCheck,
@@ -56,6 +58,7 @@ impl Mutation {
         Mutation::CollectEarly,
         Mutation::LoseWithWorker,
         Mutation::SkipDigest,
+        Mutation::ManifestEarly,
     ];
 
     /// Whether this mutation is on in this thread.

@@ -14,6 +14,8 @@
 //!                 <--------------------------- TrainerReady
 //! Step            ---------------------------> every trainer rank: losses, all-reduce, step
 //!                 <--------------------------- StepDone
+//!                 <--------------------------- ShardDone, when it was to write a checkpoint; may be
+//!                                              later than the next Step
 //! Publish         ---------------------------> every rollout worker: fetch, verify, hold
 //!                 <--------------------------- PublishAck
 //! ```
@@ -291,7 +293,8 @@ pub struct Step {
     pub update: bool,
     /// Whether rank 0 shall write the new weights to the artifact store.
     pub publish: bool,
-    /// Whether every rank shall write its checkpoint shards after the step.
+    /// Whether every rank shall write its checkpoint shard after the step, and say so with a report
+    /// of its own; the next step need not wait for that.
     pub checkpoint: bool,
 }
 
@@ -332,10 +335,21 @@ pub struct StepDone {
     pub iteration: u32,
     /// The policy after it; artifacts are named by rank 0 only, and only when asked to publish.
     pub weights: Weights,
-    /// Checkpoint shards this rank wrote (empty when not asked to).
-    pub shards: Vec<ArtifactRef>,
     /// Losses, ratios, norms: TRL's names where TRL has one. Equal on all ranks.
     pub metrics: BTreeMap<String, f64>,
+}
+
+/// A rank has made its part of a checkpoint durable. Said once it is, while later steps may run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShardDone {
+    /// The trainer group.
+    pub epoch: TrainerEpoch,
+    /// The rank.
+    pub rank: Rank,
+    /// The version that the checkpoint is of.
+    pub version: PolicyVersion,
+    /// What the rank wrote.
+    pub shards: Vec<ArtifactRef>,
 }
 
 /// What a worker gets when it asks for work.
@@ -400,6 +414,8 @@ pub enum Report {
     },
     /// A rank finished a step.
     StepDone(StepDone),
+    /// A rank's part of a checkpoint is durable.
+    ShardDone(ShardDone),
     /// A rank could not join, restore or step; the group must be formed anew.
     TrainerFailed {
         /// Which group.

@@ -1,12 +1,15 @@
 //! The coordinator: the scheduler, its journal, its long polls and the store of manifests. It can
 //! die at any record of an output, and comes back from what was durable by then.
 
+use crate::model;
 use crate::world::{Happening, Reply, World};
 use duet_core::scheduler::{
     Effect, Event, FinishReason, Output, Record, Scheduler, State, Verdict,
 };
 use duet_core::work::{Assignment, PromptRow};
-use duet_core::{ArtifactRef, Digest, Generation, Millis, PolicyVersion, TrainerEpoch, WorkerId};
+use duet_core::{
+    ArtifactRef, Digest, Generation, Millis, PolicyVersion, Rank, TrainerEpoch, WorkerId,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -256,7 +259,8 @@ impl World {
                     self.coordinator.aborts.insert(worker, epoch);
                 }
             }
-            Effect::WriteCheckpoint { version, weights, snapshot, .. } => {
+            Effect::WriteCheckpoint { version, shards, weights, snapshot } => {
+                self.check_shards(version, &shards);
                 if snapshot.version != version {
                     self.break_off(format!("a checkpoint of {version} at {}", snapshot.version));
                 }
@@ -273,6 +277,19 @@ impl World {
             }
             Effect::Finished(reason) => self.coordinator.finished = Some(reason),
             Effect::WriteLineage(_) | Effect::Collect(_) => {}
+        }
+    }
+
+    /// A manifest names one shard of each rank, all of this version and one group, all in the store.
+    fn check_shards(&mut self, version: PolicyVersion, shards: &[Vec<ArtifactRef>]) {
+        let world = self.options.spec.world;
+        let epoch = self.groups.keys().map(|epoch| TrainerEpoch(*epoch)).find(|epoch| {
+            let own = |rank| vec![model::shard(version, *epoch, Rank(rank))];
+            shards.iter().eq((0..world).map(own).collect::<Vec<_>>().iter())
+        });
+        let lost = shards.iter().flatten().find(|shard| !self.durable.contains(shard));
+        if epoch.is_none() || lost.is_some() {
+            self.break_off(format!("DU-9: the manifest of {version} names {shards:?}; {lost:?}"));
         }
     }
 

@@ -6,7 +6,7 @@ use crate::options::Options;
 use duet_core::work::{
     Done, Finish, LeafScores, Lease, Outcome, Score, Step, Trace, TrainTree, Unit, Work,
 };
-use duet_core::{ArtifactRef, Digest, Millis, TreeId};
+use duet_core::{ArtifactRef, Digest, Millis, PolicyVersion, Rank, TrainerEpoch, TreeId};
 
 /// An artifact whose digest says all that went into it.
 pub fn artifact(key: String, content: &[&[u8]]) -> ArtifactRef {
@@ -108,4 +108,10 @@ pub fn after(before: Digest, step: &Step) -> Digest {
         return before;
     }
     artifact(String::new(), &[&before.0, substance(step).as_bytes()]).digest
+}
+
+/// The shard that a rank of a group writes of a version.
+pub fn shard(version: PolicyVersion, epoch: TrainerEpoch, rank: Rank) -> ArtifactRef {
+    let key = format!("checkpoints/{}/r{}-e{}", version.0, rank.0, epoch.0);
+    ArtifactRef { digest: Digest::of(key.as_bytes()), bytes: key.len() as u64, key }
 }

@@ -5,17 +5,19 @@ use crate::dice::Dice;
 use crate::model;
 use crate::options::Options;
 use crate::world::{Happening, Reply, World};
-use duet_core::scheduler::Verdict;
+use duet_core::scheduler::{SHARD, Verdict};
 use duet_core::work::{
-    Assignment, Done, Lease, LeaseId, Outcome, Rendezvous, Report, Score, Step, StepDone, Weights,
-    Work,
+    Assignment, Done, Lease, LeaseId, Outcome, Rendezvous, Report, Score, ShardDone, Step,
+    StepDone, Weights, Work,
 };
 use duet_core::{Attempt, Digest, Millis, PolicyVersion, Rank, Role, TrainerEpoch, WorkerId};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 const HEARTBEAT: u64 = 400;
 const PATIENCE: u64 = 400;
 const POLL_PATIENCE: u64 = 1_600;
+/// Requests from here on tell of shards that were written beside whatever else the process did.
+const SAVES: u64 = 1 << 40;
 
 /// What a worker says.
 #[derive(Clone, Debug)]
@@ -43,6 +45,8 @@ pub enum Alarm {
     NoAnswer(u64),
     /// This task's next report is due.
     Due(u64),
+    /// The shard of this request is written, or was not heard of yet.
+    Saved(u64),
 }
 
 /// A rank's place and state.
@@ -85,6 +89,8 @@ pub struct Process {
     task: u64,
     versions: BTreeSet<PolicyVersion>,
     seat: Option<Seat>,
+    /// Shards that are being written or told of, by request: at most one.
+    saves: BTreeMap<u64, Report>,
 }
 
 impl Process {
@@ -117,6 +123,7 @@ impl Process {
                     task: 0,
                     versions: BTreeSet::new(),
                     seat: None,
+                    saves: BTreeMap::new(),
                 });
             }
         }
@@ -142,6 +149,7 @@ impl Process {
         self.step = None;
         self.versions = BTreeSet::from([PolicyVersion(0)]);
         self.seat = None;
+        self.saves.clear();
     }
 }
 
@@ -207,7 +215,17 @@ impl World {
             }
             Alarm::Due(task) => {
                 if self.processes[worker].task == task {
-                    self.due(worker);
+                    self.due(worker, task);
+                }
+            }
+            Alarm::Saved(request) => {
+                if let Some(report) = self.processes[worker].saves.get(&request).cloned() {
+                    if let Report::ShardDone(done) = &report {
+                        self.durable.extend(done.shards.iter().cloned());
+                    }
+                    self.up(worker, request, Call::Report(report));
+                    let patience = PATIENCE + self.options.faults.delay;
+                    self.ring(worker, patience, Alarm::Saved(request));
                 }
             }
         }
@@ -219,6 +237,13 @@ impl World {
             return self.heartbeat_answered(worker, reply);
         }
         let process = &mut self.processes[worker];
+        if request >= SAVES {
+            match reply {
+                Reply::Verdict(Verdict::Unknown, _) => self.up(worker, 0, Call::Register),
+                _ => drop(process.saves.remove(&request)),
+            }
+            return;
+        }
         if process.request != request {
             return;
         }
@@ -274,7 +299,12 @@ impl World {
         }
     }
 
-    fn due(&mut self, worker: usize) {
+    fn due(&mut self, worker: usize, task: u64) {
+        let writes = !self.processes[worker].saves.is_empty();
+        if writes && self.processes[worker].step.as_ref().is_some_and(|step| step.checkpoint) {
+            // One at a time: the next copy waits for the one before.
+            return self.ring(worker, 20, Alarm::Due(task));
+        }
         if let Some(step) = self.processes[worker].step.take() {
             let report = self.stepped(worker, &step);
             return self.call(worker, Call::Report(report));
@@ -414,9 +444,33 @@ impl World {
         if self.options.spec.world > 1 && self.lies_in_earnest(worker) {
             digest.0[0] ^= 1;
         }
+        if step.checkpoint {
+            self.save(worker, Seat { version, ..seat });
+        }
         let weights = Weights { version, llm: None, dit: None, digest };
         let metrics = [("loss".to_owned(), 0.1 * f64::from(iteration))].into();
-        Report::StepDone(StepDone { epoch, rank, iteration, weights, shards: Vec::new(), metrics })
+        Report::StepDone(StepDone { epoch, rank, iteration, weights, metrics })
+    }
+
+    /// A rank begins to write its shard, beside the steps to come.
+    fn save(&mut self, worker: usize, seat: Seat) {
+        let Seat { epoch, rank, version, .. } = seat;
+        let fails = !self.healed && self.failed_shards < 2 && self.dice.permille(20);
+        self.failed_shards += u32::from(fails);
+        let report = if fails {
+            let (kind, reason) = (SHARD.to_owned(), "the store is full".to_owned());
+            Report::TrainerFailed { epoch, rank, kind, reason }
+        } else {
+            let shards = vec![model::shard(version, epoch, rank)];
+            Report::ShardDone(ShardDone { epoch, rank, version, shards })
+        };
+        // Before the step's own report is heard, or long after the next step.
+        let longest = self.dice.pick(&[30, 300, 2_000]);
+        let span = self.dice.between(1, longest) * self.processes[worker].slow;
+        self.save_requests += 1;
+        let request = SAVES + self.save_requests;
+        self.processes[worker].saves.insert(request, report);
+        self.ring(worker, span, Alarm::Saved(request));
     }
 
     /// A lie about what it was asked: a trainer's costs a group, so there are at most two in a run.
@@ -458,12 +512,15 @@ impl World {
                 let (kind, reason) = ("lie".to_owned(), "made up".to_owned());
                 Report::TrainerFailed { epoch, rank, kind, reason }
             }
+            _ if old && self.dice.permille(300) => {
+                let shards = vec![model::shard(version, epoch, Rank(9))];
+                Report::ShardDone(ShardDone { epoch, rank, version, shards })
+            }
             _ if old => Report::StepDone(StepDone {
                 epoch,
                 rank,
                 iteration: version.0 as u32,
                 weights: Weights { version, llm: None, dit: None, digest },
-                shards: Vec::new(),
                 metrics: [("loss".to_owned(), f64::NAN)].into(),
             }),
             _ => return,

@@ -7,8 +7,8 @@ use crate::oracle::Oracle;
 use crate::worker::{Alarm, Call, Process};
 use duet_core::scheduler::{Command, Event, Verdict};
 use duet_core::work::{Assignment, LeaseId};
-use duet_core::{Digest, PolicyVersion, TrainerEpoch};
-use std::collections::BTreeMap;
+use duet_core::{ArtifactRef, Digest, PolicyVersion, TrainerEpoch};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Something that will happen.
 #[derive(Clone, Debug)]
@@ -81,6 +81,12 @@ pub struct World {
     pub processes: Vec<Process>,
     /// Trainer groups by epoch: rank, process and session.
     pub groups: BTreeMap<u64, BTreeMap<u32, (usize, u64)>>,
+    /// Shards of checkpoints that lie in the store.
+    pub durable: BTreeSet<ArtifactRef>,
+    /// Shards that could not be written.
+    pub failed_shards: u32,
+    /// Shards that were begun, for the numbers of their requests.
+    pub save_requests: u64,
     /// Leases that were ever given out: what liars talk about.
     pub issued: Vec<LeaseId>,
     /// Failures by kind, as the coordinator counts them.
@@ -107,6 +113,9 @@ impl World {
             coordinator: Coordinator::new(options.prompts),
             processes: Process::all(&options),
             groups: BTreeMap::new(),
+            durable: BTreeSet::new(),
+            failed_shards: 0,
+            save_requests: 0,
             issued: Vec::new(),
             failures: BTreeMap::new(),
             oracle: Oracle::new(&options),

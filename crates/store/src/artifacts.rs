@@ -32,9 +32,11 @@ impl Artifacts {
     /// [`StoreError::Conflict`] when other bytes lie under the key (DU-9); and what can happen to
     /// any operation.
     pub async fn put(&self, key: &str, bytes: Bytes) -> Result<ArtifactRef> {
-        let (digest, length) = (digest(&bytes).await, bytes.len() as u64);
-        let reference = ArtifactRef { key: key.to_owned(), digest, bytes: length };
-        match self.store.create_large(key, bytes.clone()).await {
+        // Hashed while it is written: neither waits for the other.
+        let writing = self.store.create_large(key, bytes.clone());
+        let (created, digest) = futures::future::join(writing, digest(&bytes)).await;
+        let reference = ArtifactRef { key: key.to_owned(), digest, bytes: bytes.len() as u64 };
+        match created {
             Ok(()) => Ok(reference),
             Err(StoreError::Exists { .. }) if self.store.holds(key, &bytes).await? => Ok(reference),
             Err(StoreError::Exists { .. }) => Err(self.store.conflict(key)),

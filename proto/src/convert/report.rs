@@ -8,7 +8,7 @@ use super::basic::{
 };
 use crate::v1 as wire;
 use duet_core::work::{
-    Done, Finish, LeafScores, LeaseId, Outcome, Report, Score, StepDone, Trace, Unit,
+    Done, Finish, LeafScores, LeaseId, Outcome, Report, Score, ShardDone, StepDone, Trace, Unit,
 };
 use duet_core::{Millis, PolicyVersion, Rank, TrainerEpoch};
 use std::collections::BTreeMap;
@@ -49,6 +49,12 @@ impl From<&Report> for wire::Report {
                 })
             }
             Report::StepDone(done) => Kind::StepDone(done.into()),
+            Report::ShardDone(done) => Kind::ShardDone(wire::ShardDone {
+                epoch: done.epoch.0,
+                rank: done.rank.0,
+                version: done.version.0,
+                shards: done.shards.iter().map(Into::into).collect(),
+            }),
             Report::TrainerFailed { epoch, rank, kind, reason } => {
                 Kind::TrainerFailed(wire::TrainerFailed {
                     epoch: epoch.0,
@@ -88,6 +94,12 @@ impl TryFrom<wire::Report> for Report {
                 digest: decode_digest("trainer_ready.digest", &ready.digest)?,
             },
             Kind::StepDone(done) => Report::StepDone(done.try_into()?),
+            Kind::ShardDone(done) => Report::ShardDone(ShardDone {
+                epoch: TrainerEpoch(done.epoch),
+                rank: Rank(done.rank),
+                version: PolicyVersion(done.version),
+                shards: decode_all("shard_done.shards", done.shards, MAX_SHARDS)?,
+            }),
             Kind::TrainerFailed(failed) => {
                 let failure = required("trainer_failed.failure", failed.failure)?;
                 let (kind, reason) = decode_failure(failure)?;
@@ -254,7 +266,6 @@ impl From<&StepDone> for wire::StepDone {
             rank: from.rank.0,
             iteration: from.iteration,
             weights: Some((&from.weights).into()),
-            shards: from.shards.iter().map(Into::into).collect(),
             metrics: from.metrics.iter().map(metric).collect(),
         }
     }
@@ -274,7 +285,6 @@ impl TryFrom<wire::StepDone> for StepDone {
             rank: Rank(from.rank),
             iteration: from.iteration,
             weights: required("step_done.weights", from.weights)?.try_into()?,
-            shards: decode_all("step_done.shards", from.shards, MAX_SHARDS)?,
             metrics: collect_named("step_done.metrics", metrics)?,
         })
     }

@@ -629,12 +629,25 @@ pub struct StepDone {
     /// The policy after it; artifacts named by rank 0 only, when asked to publish.
     #[prost(message, optional, tag = "4")]
     pub weights: ::core::option::Option<Weights>,
-    /// Checkpoint shards this rank wrote.
-    #[prost(message, repeated, tag = "5")]
-    pub shards: ::prost::alloc::vec::Vec<ArtifactRef>,
     /// Losses, ratios, norms; each name once.
     #[prost(message, repeated, tag = "6")]
     pub metrics: ::prost::alloc::vec::Vec<Metric>,
+}
+/// A rank has made its part of a checkpoint durable.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShardDone {
+    /// Which group.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// The rank.
+    #[prost(uint32, tag = "2")]
+    pub rank: u32,
+    /// The version that the checkpoint is of.
+    #[prost(uint64, tag = "3")]
+    pub version: u64,
+    /// What the rank wrote.
+    #[prost(message, repeated, tag = "4")]
+    pub shards: ::prost::alloc::vec::Vec<ArtifactRef>,
 }
 /// A number a trainer reports.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -663,7 +676,7 @@ pub struct TrainerFailed {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Report {
     /// What.
-    #[prost(oneof = "report::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "report::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub kind: ::core::option::Option<report::Kind>,
 }
 /// Nested message and enum types in `Report`.
@@ -692,6 +705,9 @@ pub mod report {
         /// A rank failed.
         #[prost(message, tag = "7")]
         TrainerFailed(super::TrainerFailed),
+        /// A rank's part of a checkpoint is durable.
+        #[prost(message, tag = "8")]
+        ShardDone(super::ShardDone),
     }
 }
 /// What a worker can do.

@@ -8,6 +8,7 @@ use duet_models::params::ParamSet;
 use duet_torch::Tensors;
 use duet_torch::collective::Collective;
 use duet_torch::optim::{AdamW, clip_grad_norm};
+use duet_torch::tensorfile::{Assembly, Piece};
 use tch::{Device, Kind, Tensor};
 
 /// A branch.
@@ -25,6 +26,50 @@ pub struct Branch {
     ema: Option<Tensors>,
     /// The policy that samples, where it is not the trained one.
     old: Option<Tensors>,
+}
+
+/// A saved state: of a checkpoint's files, or in memory.
+#[derive(Clone, Copy)]
+pub enum Saved<'a> {
+    /// What files hold together.
+    Files(&'a Assembly),
+    /// Whole tensors.
+    Tensors(&'a Tensors),
+}
+
+impl Saved<'_> {
+    fn names(&self) -> Vec<&str> {
+        match self {
+            Saved::Files(files) => files.names().collect(),
+            Saved::Tensors(tensors) => tensors.keys().map(String::as_str).collect(),
+        }
+    }
+
+    fn load(&self, name: &str) -> Result<Tensor, TrainError> {
+        match self {
+            Saved::Files(files) => Ok(files.load(name)?),
+            Saved::Tensors(tensors) => Ok(tensors[name].shallow_clone()),
+        }
+    }
+
+    /// Copies a tensor that must be there and of the same shape.
+    fn copy_into(&self, name: &str, into: &Tensor) -> Result<(), TrainError> {
+        let found = match self {
+            Saved::Files(files) => files.spec(name).map(|spec| spec.shape.clone()),
+            Saved::Tensors(tensors) => tensors.get(name).map(Tensor::size),
+        };
+        if found.is_none_or(|shape| shape != into.size()) {
+            let reason = format!("`{name}` is missing or has another shape");
+            return Err(TrainError::Checkpoint(reason));
+        }
+        match self {
+            Saved::Files(files) => files.copy_into(name, into)?,
+            Saved::Tensors(tensors) => {
+                tch::no_grad(|| into.shallow_clone().f_copy_(&tensors[name]))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The gradients of all micro-batches so far, fp32, in one piece of memory in name order; each
@@ -228,8 +273,8 @@ impl Branch {
     }
 
     /// Parameters and optimiser state under `NAME/param/...` and `NAME/adamw/...`; handles, not
-    /// copies.
-    pub fn state(&self) -> Tensors {
+    /// copies. What all ranks hold alike is whole; a piece is this rank's alone.
+    pub fn state(&self) -> Vec<Piece> {
         let params = self.params.iter().map(|(n, t)| (self.param_key(n), t.detach()));
         let state = self.optimiser.state();
         let state = state.into_iter().map(|(n, t)| (format!("{}/adamw/{n}", self.name), t));
@@ -237,27 +282,24 @@ impl Branch {
         let ema = ema.map(|(n, t)| (format!("{}/ema/{n}", self.name), t.shallow_clone()));
         let old = self.old.iter().flatten();
         let old = old.map(|(n, t)| (format!("{}/old/{n}", self.name), t.shallow_clone()));
-        params.chain(state).chain(ema).chain(old).collect()
+        let all = params.chain(state).chain(ema).chain(old);
+        all.map(|(name, tensor)| Piece::whole(name, tensor)).collect()
     }
 
-    /// Takes over a state that [`state`](Self::state) gave.
+    /// Takes over a state that [`state`](Self::state) of all ranks gave, however many those were.
     ///
     /// # Errors
     /// A tensor is missing or has another shape; then the branch must not be used.
-    pub fn load(&mut self, steps: u64, state: &Tensors) -> Result<(), TrainError> {
+    pub fn load(&mut self, steps: u64, state: Saved<'_>) -> Result<(), TrainError> {
         let prefix = format!("{}/adamw/", self.name);
-        let own = state.iter().filter_map(|(name, tensor)| {
-            Some((name.strip_prefix(&prefix)?.to_owned(), tensor.shallow_clone()))
-        });
-        self.optimiser.load(steps, &own.collect())?;
-        let take = |key: String, into: &Tensor| -> Result<(), TrainError> {
-            let saved = state.get(&key).filter(|saved| saved.size() == into.size());
-            let saved = saved.ok_or_else(|| {
-                TrainError::Checkpoint(format!("`{key}` is missing or has another shape"))
-            })?;
-            tch::no_grad(|| into.shallow_clone().f_copy_(saved))?;
-            Ok(())
-        };
+        let mut own = Tensors::new();
+        for name in state.names() {
+            if let Some(short) = name.strip_prefix(&prefix) {
+                own.insert(short.to_owned(), state.load(name)?);
+            }
+        }
+        self.optimiser.load(steps, &own)?;
+        let take = |key: String, into: &Tensor| state.copy_into(&key, into);
         for (name, param) in &self.params {
             take(self.param_key(name), param)?;
         }

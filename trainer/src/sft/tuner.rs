@@ -5,7 +5,7 @@
 //! packing and the number of ranks change the order of additions, nothing else.
 
 use super::data::Worked;
-use crate::engine::branch::Branch;
+use crate::engine::branch::{Branch, Saved};
 use crate::engine::tally::Tally;
 use crate::engine::{BranchSettings, OldPolicy, llm};
 use crate::error::TrainError;
@@ -165,7 +165,7 @@ impl Tuner {
 
     /// Parameters and optimiser state; handles, not copies.
     pub fn state(&self) -> Tensors {
-        self.branch.state()
+        self.branch.state().into_iter().map(|piece| (piece.name, piece.tensor)).collect()
     }
 
     /// Goes on after `step` steps from a state that [`state`](Self::state) gave.
@@ -178,7 +178,7 @@ impl Tuner {
         optimiser_steps: u64,
         state: &Tensors,
     ) -> Result<(), TrainError> {
-        self.branch.load(optimiser_steps, state)?;
+        self.branch.load(optimiser_steps, Saved::Tensors(state))?;
         self.step = step;
         Ok(())
     }

@@ -18,6 +18,7 @@ mod membership;
 mod outcomes;
 mod record;
 mod restore;
+mod saving;
 mod state;
 mod status;
 mod steps;
@@ -32,6 +33,7 @@ pub use lineage::{IterationLineage, TraceLineage, TreeLineage};
 pub use record::{Fate, Output, Record};
 pub use state::{Committed, Misfit, State, Subtree, Totals, Tree, Tries, iteration_range};
 pub use status::{RunState, StatusView, WorkerView};
+pub use trainers::SHARD;
 
 use crate::invariants::{self, Violation};
 use crate::mutation::Mutation;
@@ -40,6 +42,7 @@ use crate::spec::{RunSpec, SpecError};
 use crate::work::{PromptRow, Report, Unit};
 use crate::{Generation, Millis, PolicyVersion, TreeId, WorkerId};
 use leases::Leases;
+use saving::Saving;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use trainers::{Group, GroupFailures};
@@ -74,6 +77,10 @@ pub struct Scheduler {
     group_failures: GroupFailures,
     /// Iterations in a row of which no tree survived.
     barren: BTreeSet<u32>,
+    /// Checkpoints whose shards are being written.
+    saving: BTreeMap<PolicyVersion, Saving>,
+    /// Checkpoints in a row that came to nothing for want of a shard.
+    saving_failures: u32,
     /// A manifest is being written for this version.
     writing: Option<PolicyVersion>,
     stopping: bool,
@@ -124,6 +131,8 @@ impl Scheduler {
             adopted: false,
             group_failures: GroupFailures::default(),
             barren: BTreeSet::new(),
+            saving: BTreeMap::new(),
+            saving_failures: 0,
             writing: None,
             stopping: false,
             halted: false,
@@ -205,6 +214,7 @@ impl Scheduler {
         self.expire_leases();
         self.expire_workers();
         self.expire_group();
+        self.expire_saving();
         self.leases.wake(self.now);
         self.workers.unpark(self.now);
         self.progress();
@@ -237,8 +247,10 @@ impl Scheduler {
             return Some(Millis(0));
         }
         let leases = self.leases.next_deadline();
-        [leases, self.next_worker_deadline(), self.next_group_deadline(), self.next_late()]
+        let group = [self.next_group_deadline(), self.next_saving_deadline()];
+        [leases, self.next_worker_deadline(), self.next_late()]
             .into_iter()
+            .chain(group)
             .flatten()
             .min()
     }
@@ -275,6 +287,7 @@ impl Scheduler {
                 self.trainer_ready(worker, epoch, rank, version, digest)
             }
             Report::StepDone(done) => self.step_done(worker, done),
+            Report::ShardDone(done) => self.shard_done(worker, done),
             Report::TrainerFailed { epoch, rank, kind, reason } => {
                 self.trainer_failed(worker, epoch, rank, &kind, &reason)
             }
@@ -342,6 +355,7 @@ impl Scheduler {
         }
         if self.finished.is_none() {
             self.admit();
+            self.write_checkpoint();
             self.drive_trainers();
         }
         if self.finished.is_none() {

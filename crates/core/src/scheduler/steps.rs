@@ -32,7 +32,7 @@ impl Scheduler {
         if over || self.stopping {
             if saved == version {
                 self.finish(if over { FinishReason::Completed } else { FinishReason::Stopped });
-            } else if self.writing.is_none() {
+            } else if self.writing.is_none() && !self.saving.contains_key(&version) {
                 self.start_step(iteration, false, false, true);
             }
             return;
@@ -114,8 +114,13 @@ impl Scheduler {
             publish,
             checkpoint,
         };
+        let members = self.group.members().to_vec();
+        if checkpoint {
+            let version = PolicyVersion(u64::from(iteration) + u64::from(update));
+            self.expect_shards(version, members.len() as u32);
+        }
         self.group = Group::Stepping {
-            members: self.group.members().to_vec(),
+            members,
             step: Box::new(step),
             told: BTreeSet::new(),
             done: BTreeMap::new(),
@@ -171,15 +176,8 @@ impl Scheduler {
             self.commit_step(&step, &first);
         }
         self.group = Group::Ready { members, version };
-        if step.checkpoint && self.writing.is_none() {
-            let shards: Vec<Vec<ArtifactRef>> = done.into_values().map(|d| d.shards).collect();
-            self.writing = Some(version);
-            self.output.effects.push(Effect::WriteCheckpoint {
-                version,
-                shards,
-                weights: self.state.weights(version).unwrap_or(first.weights),
-                snapshot: Box::new(self.state.clone()),
-            });
+        if step.checkpoint {
+            self.step_saved(version, self.state.weights(version).unwrap_or(first.weights));
         }
     }
 
@@ -212,6 +210,7 @@ impl Scheduler {
             let newest = self.state.version;
             return Verdict::Refused(format!("{version} was never committed; newest is {newest}"));
         }
+        self.saving_failures = 0;
         let unneeded = self.unneeded(version);
         self.commit(Record::Checkpointed { version, manifest });
         if !unneeded.is_empty() {

@@ -5,6 +5,9 @@
 //!   ^                              |                             ^    |                          |
 //!   +---- lost rank, failure, deadline (AbortTrainers) ----------+----+ <----- all StepDone -----+
 //! ```
+//! A group in `Ready` or `Stepping` may still be writing the checkpoint of an earlier step: see
+//! `saving`.
+//!
 //! Every new group restores the newest checkpoint and repeats the committed steps since then from
 //! their stored trees. The digest must come out as journaled; nothing is sampled twice.
 
@@ -51,6 +54,9 @@ pub(super) struct GroupFailures {
     /// No new group before this moment.
     not_before: Millis,
 }
+
+/// What a rank says when it could not write its part of a checkpoint.
+pub const SHARD: &str = "shard";
 
 /// Groups that may be lost between two commits, for every failure that is allowed.
 const LOST_FACTOR: u32 = 20;
@@ -253,6 +259,9 @@ impl Scheduler {
         if kind == "collective" {
             // What a rank says when another one went away.
             self.abort_group(kind, &text);
+        } else if kind == SHARD {
+            self.workers.change(worker, |worker| worker.failed += 1);
+            self.shard_failed(kind, &text);
         } else {
             self.fail_group(worker, kind, &text);
         }
@@ -262,6 +271,7 @@ impl Scheduler {
     pub(super) fn trainer_lost(&mut self, worker: &WorkerId, kind: &str, reason: &str) {
         if self.finished.is_some() {
             self.group = Group::None;
+            self.saving.clear();
         } else if self.group.rank_of(worker).is_some() {
             self.abort_group(kind, &format!("{worker}: {reason}"));
         }
@@ -300,6 +310,7 @@ impl Scheduler {
         let workers = self.group.members().to_vec();
         let epoch = self.state.epoch;
         self.group = Group::None;
+        self.forget_shards();
         let reason = format!("trainer group of {epoch}: {kind}: {reason}");
         self.fail(kind, reason.clone());
         self.output.effects.push(Effect::AbortTrainers { epoch, workers, reason: reason.clone() });
@@ -321,7 +332,7 @@ impl Scheduler {
     }
 }
 
-fn absent(members: &[WorkerId], present: impl Fn(u32) -> bool) -> String {
+pub(super) fn absent(members: &[WorkerId], present: impl Fn(u32) -> bool) -> String {
     let names = (0u32..).zip(members).filter(|(rank, _)| !present(*rank));
     names.map(|(rank, id)| format!("{id} (rank {rank})")).collect::<Vec<_>>().join(", ")
 }

@@ -192,7 +192,6 @@ async fn a_number_that_is_not_finite_never_leaves_the_worker() {
         rank: Rank(0),
         iteration: 0,
         weights: weights(1),
-        shards: Vec::new(),
         metrics: BTreeMap::from([("loss".to_owned(), f64::NAN)]),
     };
     let error = session.report(Report::StepDone(done)).await.expect_err("not finite");

@@ -34,7 +34,6 @@ fn step_done(step: &Step, rank: u32, digest: Digest, loss: f64) -> Report {
         rank: Rank(rank),
         iteration: step.iteration,
         weights: Weights { version, llm: None, dit: None, digest },
-        shards: Vec::new(),
         metrics: [("loss".to_owned(), loss)].into(),
     })
 }

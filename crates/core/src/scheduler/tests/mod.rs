@@ -198,14 +198,20 @@ impl World {
                 let digest = if step.update { digest_after(&step) } else { committed.unwrap() };
                 let weights = Weights { version: after, llm: None, dit: None, digest };
                 let rank = Rank(u32::from(worker.0.ends_with('1')));
-                vec![Report::StepDone(StepDone {
+                let done = Report::StepDone(StepDone {
                     epoch: step.epoch,
                     rank,
                     iteration: step.iteration,
                     weights,
-                    shards: Vec::new(),
                     metrics: BTreeMap::new(),
-                })]
+                });
+                let shard = step.checkpoint.then(|| shard_done(&step, rank.0));
+                // In either order, as far as the scheduler is concerned.
+                let mut reports: Vec<Report> = [Some(done), shard].into_iter().flatten().collect();
+                if rank == Rank(1) {
+                    reports.reverse();
+                }
+                reports
             }
         };
         for report in reports {
@@ -219,6 +225,16 @@ impl World {
     fn run(&mut self, session: u64) {
         while self.step(session) {}
     }
+}
+
+fn shard_done(step: &Step, rank: u32) -> Report {
+    let version = PolicyVersion(u64::from(step.iteration) + u64::from(step.update));
+    Report::ShardDone(ShardDone {
+        epoch: step.epoch,
+        rank: Rank(rank),
+        version,
+        shards: vec![artifact(format!("shard {rank} of {version}"))],
+    })
 }
 
 /// The next lease that somebody is told; everything else is worked off meanwhile.
