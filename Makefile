@@ -11,7 +11,7 @@ SECONDS ?= 600
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help setup build demo experiment test lint bench doc sim mutations fuzz parity deploy-check slurm-test clean
+.PHONY: help setup build demo experiment test lint bench bench-control bench-ranks doc sim mutations fuzz parity deploy-check slurm-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -60,6 +60,13 @@ bench-control: setup ## null trees through the real coordinator, beside Ray's ac
 	  $(RELEASE)/examples/control --trees 1600 --wide $$wide && .venv-bench/bin/python scripts/bench/control_ray.py 1600 $$wide || exit 1; \
 	done
 	$(RELEASE)/examples/control loss && .venv-bench/bin/python scripts/bench/control_ray.py loss
+
+bench-ranks: setup ## all-reduce of two ranks beside PyTorch's own Gloo (PyTorch in .venv), and a step with and without overlap
+	test -d .venv || $(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet -r scripts/parity/requirements.txt
+	$(CARGO) build --release -p duet-torch -p duet-trainer --example allreduce --example overlap
+	.venv/bin/python scripts/bench/collectives.py $(RELEASE)/examples/allreduce $(ARGS)
+	$(RELEASE)/examples/overlap
 
 doc: setup ## API documentation of the workspace
 	$(CARGO) doc --workspace --no-deps

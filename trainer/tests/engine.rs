@@ -2,18 +2,16 @@
 
 mod common;
 
-use common::{Rollouts, pipeline, rollouts, settings, settings_with_adapter};
+use common::{Rollouts, pipeline, ranks, rollouts, settings, settings_with_adapter};
 use duet_core::work::Gates;
 use duet_models::loss::NftLoss;
-use duet_torch::collective::{AbortHandle, Collective, Gloo, GlooOptions, Solo, Store};
+use duet_torch::collective::{Collective, Solo};
 use duet_torch::tensorfile::{TensorFile, TensorSource};
 use duet_trainer::TrainError;
 use duet_trainer::engine::{Engine, Nft, OldPolicy, Settings, checkpoint};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 use tch::Device;
 
 /// A folder with the base model; kept as long as the handle.
@@ -31,6 +29,10 @@ struct End {
     shard: Vec<u8>,
 }
 
+fn open(shard: &[u8]) -> TensorFile {
+    TensorFile::from_bytes("shard", shard.to_vec()).unwrap()
+}
+
 fn run(settings: &Settings, rollouts: &Rollouts, steps: u32, group: &dyn Collective) -> End {
     duet_torch::init(1).unwrap();
     let mut engine = Engine::load(settings.clone()).unwrap();
@@ -39,27 +41,6 @@ fn run(settings: &Settings, rollouts: &Rollouts, steps: u32, group: &dyn Collect
     let metrics = (0..steps).map(step).collect();
     let shard = checkpoint::shard(&engine, place.0, place.1).unwrap();
     End { metrics, digest: engine.digest().unwrap().to_string(), shard }
-}
-
-/// Runs `world` ranks, each on a thread of its own.
-fn ranks<T: Send + 'static>(
-    world: u32,
-    body: impl Fn(&dyn Collective) -> T + Send + Sync + 'static,
-) -> Vec<T> {
-    let patient = Duration::from_secs(120);
-    let server = Store::serve("127.0.0.1", patient).unwrap();
-    let (address, body) = (server.address().to_owned(), Arc::new(body));
-    let start = |rank| {
-        let (body, address) = (body.clone(), address.clone());
-        thread::spawn(move || {
-            let store = Arc::new(Store::connect(&address, patient).unwrap());
-            let (group, host) = ("ddp".to_owned(), "127.0.0.1".to_owned());
-            let options = GlooOptions { rank, world, group, host, deadline: patient, threads: 1 };
-            body(&Gloo::connect(store, options, AbortHandle::default()).unwrap())
-        })
-    };
-    let threads: Vec<_> = (0..world).map(start).collect();
-    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
 }
 
 #[test]
@@ -123,10 +104,10 @@ fn a_run_repeats_bit_for_bit_also_across_a_restart_with_other_ranks() {
     assert_eq!(again, [first[0].digest.clone(), first[1].digest.clone()]);
 
     // Written by two ranks, read by one: the same state, and the same next step.
-    let shards: Vec<_> = first.iter().map(|end| ("shard".to_owned(), end.shard.clone())).collect();
+    let shards = || first.iter().map(|end| open(&end.shard)).collect::<Vec<_>>();
     let restored = || {
         let mut engine = Engine::load(settings.clone()).unwrap();
-        checkpoint::restore(&mut engine, shards.clone()).unwrap();
+        checkpoint::restore(&mut engine, shards()).unwrap();
         engine
     };
     let mut engine = restored();
@@ -137,12 +118,12 @@ fn a_run_repeats_bit_for_bit_also_across_a_restart_with_other_ranks() {
     engine.step(rollouts.input(2, (0, 1)), &Solo::new()).unwrap();
     let whole = checkpoint::shard(&restored(), 0, 1).unwrap();
     let mut other = Engine::load(settings.clone()).unwrap();
-    checkpoint::restore(&mut other, vec![("whole".to_owned(), whole)]).unwrap();
+    checkpoint::restore(&mut other, vec![open(&whole)]).unwrap();
     other.step(rollouts.input(2, (0, 1)), &Solo::new()).unwrap();
     assert_eq!(engine.digest().unwrap(), other.digest().unwrap());
 
     let mut broken = Engine::load(settings.clone()).unwrap();
-    let error = checkpoint::restore(&mut broken, shards[..1].to_vec()).unwrap_err();
+    let error = checkpoint::restore(&mut broken, vec![open(&first[0].shard)]).unwrap_err();
     assert!(
         error.to_string().starts_with("checkpoint: ") && error.kind() == "checkpoint",
         "{error}"
@@ -212,7 +193,7 @@ fn the_moving_average_follows_its_formula_and_is_kept() {
     }
     assert!(seen > 10);
     let mut engine = Engine::load(settings).unwrap();
-    checkpoint::restore(&mut engine, vec![("shard".to_owned(), averaged.shard.clone())]).unwrap();
+    checkpoint::restore(&mut engine, vec![open(&averaged.shard)]).unwrap();
     assert_eq!(checkpoint::shard(&engine, 0, 1).unwrap(), averaged.shard);
 }
 
@@ -239,7 +220,7 @@ fn the_policy_that_samples_follows_the_trained_one() {
     let (start, after) = (read(&start.shard), read(&lagging.shard));
     let load = |file: &TensorFile, name: &str| file.load(name, Device::Cpu).unwrap();
     let mut engine = Engine::load(settings.clone()).unwrap();
-    checkpoint::restore(&mut engine, vec![("shard".to_owned(), lagging.shard.clone())]).unwrap();
+    checkpoint::restore(&mut engine, vec![open(&lagging.shard)]).unwrap();
     assert_eq!(checkpoint::shard(&engine, 0, 1).unwrap(), lagging.shard);
     let published = engine.weight_files().unwrap().dit.unwrap();
     let published = TensorFile::from_bytes("published", published).unwrap();

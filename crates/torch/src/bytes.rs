@@ -60,7 +60,7 @@ pub fn from_bytes(data: &[u8], shape: &[i64], kind: Kind) -> Result<Tensor, Byte
         });
     }
     let tensor = Tensor::f_empty(shape, (kind, Device::Cpu))?;
-    write_bytes(&tensor, data);
+    fill(&tensor, data);
     Ok(tensor)
 }
 
@@ -79,9 +79,11 @@ fn with_bytes<T>(host: &Tensor, read: impl FnOnce(&[u8]) -> T) -> T {
     read(unsafe { std::slice::from_raw_parts(data, len) })
 }
 
-fn write_bytes(fresh: &Tensor, data: &[u8]) {
+/// Sets the elements of a contiguous CPU tensor that only its caller uses meanwhile. `data` is not part
+/// of it.
+pub(crate) fn fill(fresh: &Tensor, data: &[u8]) {
     let mut len = 0usize;
-    // SAFETY: `fresh` was made by `from_bytes` and is shared with nobody.
+    // SAFETY: `fresh` is a live, contiguous CPU tensor that nobody else uses (see above).
     let to = unsafe { ffi::duet_cpu_data(ffi::raw(fresh), &mut len) };
     if to.is_null() || len == 0 {
         return;

@@ -2,8 +2,8 @@
 
 use duet_torch::Tensors;
 use duet_torch::tensorfile::{
-    Content, Metadata, ShardedFile, TensorFile, TensorFileError, TensorSource, encode,
-    encode_contents, write, write_sharded,
+    Assembly, Content, Metadata, Piece, ShardedFile, TensorFile, TensorFileError, TensorSource,
+    encode, encode_contents, lay_pieces, write, write_sharded,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -178,4 +178,99 @@ proptest! {
         bytes.splice(0..0, (bytes.len() as u64).to_le_bytes());
         let _ = TensorFile::from_bytes("framed", bytes);
     }
+}
+
+/// A file that holds these pieces.
+fn file_of(label: &str, pieces: Vec<Piece>) -> TensorFile {
+    let mut metadata = metadata();
+    let tensors = lay_pieces(pieces, &mut metadata).unwrap();
+    TensorFile::from_bytes(label, encode(&tensors, &metadata).unwrap()).unwrap()
+}
+
+fn part(name: &str, whole: &Tensor, range: std::ops::Range<i64>) -> Piece {
+    let flat = whole.reshape([-1]).narrow(0, range.start, range.end - range.start);
+    Piece::part(name, &whole.size(), range, flat)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// However tensors are cut and whoever writes the pieces: the same tensors are read.
+    #[test]
+    fn pieces_make_up_what_was_cut(
+        cuts in prop::collection::vec((0i64..=30, 0usize..3), 0..8),
+        owner in 0usize..3,
+        asked in (0i64..=30, 0i64..=30),
+    ) {
+        let whole = Tensor::arange(30, (Kind::Float, Device::Cpu)).view([5, 6]);
+        let half = whole.to_kind(Kind::BFloat16);
+        let mut at: Vec<i64> = cuts.iter().map(|(at, _)| *at).chain([0, 30]).collect();
+        at.sort_unstable();
+        let mut ranks: Vec<Vec<Piece>> = vec![Vec::new(), Vec::new(), Vec::new()];
+        for (n, cut) in at.windows(2).enumerate() {
+            let rank = cuts.get(n).map_or(0, |(_, rank)| *rank);
+            ranks[rank].push(part("cut", &whole, cut[0]..cut[1]));
+            ranks[2 - rank].push(part("half[0]", &half, cut[0]..cut[1]));
+        }
+        ranks[owner].push(Piece::whole("whole", whole.shallow_clone()));
+        ranks[owner].push(Piece::whole("none", Tensor::zeros([0, 2], (Kind::Int64, Device::Cpu))));
+        ranks[owner].push(Piece::whole("scalar", Tensor::from(2.5f64)));
+        let files = ranks.into_iter().map(|pieces| file_of("shard", pieces)).collect();
+        let state = Assembly::new(files).unwrap();
+        let names: Vec<&str> = state.names().collect();
+        prop_assert_eq!(names, ["cut", "half[0]", "none", "scalar", "whole"]);
+        prop_assert_eq!(state.load("cut").unwrap(), whole.shallow_clone());
+        prop_assert_eq!(state.load("half[0]").unwrap(), half);
+        prop_assert_eq!(state.load_all().unwrap()["whole"].size(), [5, 6]);
+        prop_assert_eq!(state.load("none").unwrap().size(), [0, 2]);
+        let strided = Tensor::zeros([6, 5], (Kind::Float, Device::Cpu)).transpose(0, 1);
+        let plain = Tensor::zeros([5, 6], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        for into in [strided, plain] {
+            state.copy_into("cut", &into).unwrap();
+            prop_assert_eq!(into.detach(), whole.shallow_clone());
+        }
+        prop_assert!(state.copy_into("cut", &whole.view([30])).is_err());
+        let (start, end) = (asked.0.min(asked.1), asked.0.max(asked.1));
+        let piece = state.load_range("cut", start..end).unwrap();
+        prop_assert_eq!(piece, whole.reshape([-1]).narrow(0, start, end - start));
+    }
+}
+
+#[test]
+fn pieces_that_do_not_make_up_a_tensor_are_refused_by_name() {
+    let whole = Tensor::arange(12, (Kind::Float, Device::Cpu)).view([3, 4]);
+    let read = |pieces: Vec<Vec<Piece>>| {
+        let files = pieces.into_iter().map(|pieces| file_of("shard-1", pieces)).collect();
+        Assembly::new(files).err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    let cut = |range| part("llm/adamw/w.exp_avg", &whole, range);
+    let all = || Piece::whole("llm/adamw/w.exp_avg", whole.shallow_clone());
+    assert_eq!(read(vec![vec![cut(0..5)], vec![cut(5..12)]]), "");
+    for (pieces, reason) in [
+        (vec![vec![cut(0..5)]], "elements 5..12 are missing"),
+        (vec![vec![cut(2..12)]], "elements 0..2 are missing"),
+        (vec![vec![cut(0..5)], vec![cut(7..12)]], "elements 5..7 are missing"),
+        (vec![vec![cut(0..6)], vec![cut(5..12)]], "pieces overlap at element 5"),
+        (vec![vec![cut(0..12)], vec![cut(0..12)]], "pieces overlap at element 0"),
+        (vec![vec![all()], vec![cut(3..4)]], "pieces overlap at element 3"),
+        (vec![vec![all()], vec![all()]], "pieces overlap at element 0"),
+        (
+            vec![vec![cut(0..5)], vec![part("llm/adamw/w.exp_avg", &whole.view([12]), 5..12)]],
+            "one piece says",
+        ),
+    ] {
+        let error = read(pieces);
+        assert!(error.contains("`llm/adamw/w.exp_avg`"), "{error}");
+        assert!(error.contains(reason), "{error}, expected: {reason}");
+    }
+    let lay = |piece| lay_pieces([piece], &mut Metadata::new()).unwrap_err().to_string();
+    assert!(lay(Piece::part("w", &[3], 1..4, whole.view([12]))).contains("not within"));
+    assert!(lay(Piece::part("w", &[12], 0..4, whole.view([12]))).contains("has shape"));
+    assert!(lay(Piece::whole("w[0..2]", whole.view([12]))).contains("its name ends"));
+    let twice = [cut(0..5), cut(0..5)];
+    assert!(lay_pieces(twice, &mut Metadata::new()).unwrap_err().to_string().contains("twice"));
+    // A file that does not say what the piece is of.
+    let bare = [("w[0..5]".to_owned(), whole.view([12]).narrow(0, 0, 5))].into();
+    let bare = TensorFile::from_bytes("x", encode(&bare, &Metadata::new()).unwrap()).unwrap();
+    assert!(Assembly::new(vec![bare]).err().unwrap().to_string().contains("whole tensor's shape"));
 }

@@ -1,13 +1,13 @@
 //! A trainer's state as files: any number of ranks writes it, any number reads it.
 //!
-//! All tensors of the state, in name order, are cut into one stretch for each rank, as even in
-//! bytes as whole tensors allow.
+//! The tensors that all ranks hold alike are cut, in the order of their names, into one stretch for
+//! each rank, as even in bytes as whole tensors allow. Pieces of tensors that only one rank holds are
+//! written by that rank. A reader puts both together without asking who wrote them.
 
 use super::Engine;
 use crate::error::TrainError;
-use duet_torch::Tensors;
-use duet_torch::tensorfile::{Metadata, TensorFile, TensorSource, encode};
-use tch::{Device, Tensor};
+use duet_torch::tensorfile::{Assembly, Metadata, Piece, TensorFile, TensorSource};
+use duet_torch::tensorfile::{encode_into, lay_pieces};
 
 const FORMAT: &str = "duet-checkpoint-1";
 
@@ -16,6 +16,21 @@ const FORMAT: &str = "duet-checkpoint-1";
 /// # Errors
 /// libtorch refuses.
 pub fn shard(engine: &Engine, rank: u32, world: u32) -> Result<Vec<u8>, TrainError> {
+    let mut image = Vec::new();
+    shard_into(engine, (rank, world), &mut image)?;
+    Ok(image)
+}
+
+/// As [`shard`], in memory that was used before: one copy of the rank's tensors, and nothing else that
+/// training would have to wait for.
+///
+/// # Errors
+/// libtorch refuses.
+pub fn shard_into(
+    engine: &Engine,
+    (rank, world): (u32, u32),
+    image: &mut Vec<u8>,
+) -> Result<(), TrainError> {
     let mut metadata: Metadata = [
         ("format", FORMAT.to_owned()),
         ("version", engine.version().to_string()),
@@ -30,24 +45,29 @@ pub fn shard(engine: &Engine, rank: u32, world: u32) -> Result<Vec<u8>, TrainErr
         let own = super::describe(branch).into_iter();
         metadata.extend(own.map(|(key, value)| (format!("{}.{key}", branch.name), value)));
     }
-    let state: Tensors = engine.llm.state().into_iter().chain(engine.dit.state()).collect();
-    Ok(encode(&stretch(&state, rank, world), &metadata)?)
+    let mut state = engine.llm.state();
+    state.extend(engine.dit.state());
+    let tensors = lay_pieces(stretch(state, rank, world), &mut metadata)?;
+    Ok(encode_into(&tensors, &metadata, image)?)
 }
 
-/// The tensors of rank `rank`: those whose middle byte lies in its part of all bytes.
-fn stretch(state: &Tensors, rank: u32, world: u32) -> Tensors {
-    let size = |t: &Tensor| (t.numel() * t.kind().elt_size_in_bytes()) as u128;
-    let total = state.values().map(size).sum::<u128>().max(1);
+/// What rank `rank` writes: its pieces, and the whole tensors whose middle byte lies in its part of
+/// all their bytes.
+fn stretch(mut state: Vec<Piece>, rank: u32, world: u32) -> Vec<Piece> {
+    state.sort_by(|a, b| a.name.cmp(&b.name));
+    let whole = state.iter().filter(|piece| piece.range.is_none());
+    let total = whole.map(|piece| piece.bytes() as u128).sum::<u128>().max(1);
     let mut at = 0;
-    let mut own = Tensors::new();
-    for (name, tensor) in state {
-        let middle = at + size(tensor) / 2;
-        at += size(tensor);
-        if middle * u128::from(world) / total == u128::from(rank) {
-            own.insert(name.clone(), tensor.shallow_clone());
+    state.retain(|piece| {
+        if piece.range.is_some() {
+            return true;
         }
-    }
-    own
+        let size = piece.bytes() as u128;
+        let middle = at + size / 2;
+        at += size;
+        middle * u128::from(world) / total == u128::from(rank)
+    });
+    state
 }
 
 /// Puts the state of all shards of one checkpoint into a freshly loaded engine.
@@ -55,21 +75,20 @@ fn stretch(state: &Tensors, rank: u32, world: u32) -> Tensors {
 /// # Errors
 /// [`TrainError::Checkpoint`] when shards are missing, of different versions or of another model;
 /// then the engine must not be used.
-pub fn restore(engine: &mut Engine, shards: Vec<(String, Vec<u8>)>) -> Result<(), TrainError> {
-    let mut state = Tensors::new();
+pub fn restore(engine: &mut Engine, files: Vec<TensorFile>) -> Result<(), TrainError> {
     let mut counters: Option<[u64; 3]> = None;
-    for (label, bytes) in shards {
-        let file = TensorFile::from_bytes(label, bytes)?;
-        let found = read_counters(&file)?;
+    for file in &files {
+        let found = read_counters(file)?;
         if *counters.get_or_insert(found) != found {
             let reason =
                 format!("{} belongs to another checkpoint than its siblings", file.label());
             return Err(TrainError::Checkpoint(reason));
         }
-        state.extend(file.load_all(Device::Cpu)?);
     }
     let none = || TrainError::Checkpoint("it has no shards".to_owned());
     let [version, llm, dit] = counters.ok_or_else(none)?;
+    engine.sit_if_standing()?;
+    let state = Assembly::new(files).map_err(|error| TrainError::Checkpoint(error.to_string()))?;
     let fits = engine.llm.load(llm, &state).and_then(|()| engine.dit.load(dit, &state));
     fits.map_err(|error| match error {
         error @ TrainError::Checkpoint(_) => error,

@@ -72,6 +72,8 @@ pub struct Scheduler {
     adopted: bool,
     /// Trainer groups that came to nothing since the last commit.
     group_failures: GroupFailures,
+    /// Since when there are fewer trainers than wanted, but enough to go on.
+    short_since: Option<Millis>,
     /// Iterations in a row of which no tree survived.
     barren: BTreeSet<u32>,
     /// A manifest is being written for this version.
@@ -123,6 +125,7 @@ impl Scheduler {
             unsettled: BTreeMap::new(),
             adopted: false,
             group_failures: GroupFailures::default(),
+            short_since: None,
             barren: BTreeSet::new(),
             writing: None,
             stopping: false,

@@ -72,6 +72,14 @@ pub enum TensorFileError {
         /// What was asked for.
         expected: Vec<i64>,
     },
+    /// Pieces that do not make up one tensor.
+    #[error("tensor `{name}` cannot be put together from its pieces: {reason}")]
+    Pieces {
+        /// The tensor.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// libtorch refused.
     #[error("{file}: tensor `{name}`: libtorch: {reason}")]
     Torch {

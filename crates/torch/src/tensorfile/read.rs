@@ -179,6 +179,11 @@ impl TensorFile {
         Ok(TensorFile { label, data, metadata, entries })
     }
 
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        self.data.bytes()
+    }
+
     /// The `__metadata__` of the header.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata

@@ -36,6 +36,22 @@ pub fn encode(tensors: &Tensors, metadata: &Metadata) -> Result<Vec<u8>, TensorF
     encode_contents(&contents, metadata)
 }
 
+/// As [`encode`], in memory that was used before: what is there is overwritten.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_into(
+    tensors: &Tensors,
+    metadata: &Metadata,
+    out: &mut Vec<u8>,
+) -> Result<(), TensorFileError> {
+    let contents = tensors.iter().map(|(name, t)| (name.clone(), Content::Tensor(t))).collect();
+    let size = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
+    out.clear();
+    out.reserve_exact(tensors.values().map(size).sum());
+    stream(&contents, metadata, "a new file", out, Path::new("memory"))
+}
+
 /// As [`encode`], for tensors and raw contents together.
 ///
 /// # Errors
