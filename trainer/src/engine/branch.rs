@@ -354,16 +354,17 @@ impl Branch {
         let mut all: Vec<Piece> =
             params.chain(old).map(|(name, tensor)| Piece::whole(name, tensor)).collect();
         let Some(seated) = &self.seated else { return all };
-        let state = seated.optimiser.state();
+        let (state, shared) = (seated.optimiser.state(), seated.gradient.is_shared());
         for own in &seated.own {
             let name = &seated.gradient.layout().names()[own.param];
             let shape = seated.leaves[own.param].size();
-            let piece = |name: String, tensor: &Tensor| match own.len == leaf_len(&shape) {
-                true => Piece::whole(name, tensor.shallow_clone()),
-                false => {
+            // A rank's alone also where it is the whole of a tensor.
+            let piece = |name: String, tensor: &Tensor| match shared {
+                true => {
                     let range = own.from..own.from + own.len;
-                    Piece::part(name, &shape, range, tensor.shallow_clone())
+                    Piece::part(name, &shape, range, tensor.view(-1))
                 }
+                false => Piece::whole(name, tensor.shallow_clone()),
             };
             for part in seated.optimiser.parts(&own.name) {
                 let key = self.key("adamw", &format!("{name}.{part}"));

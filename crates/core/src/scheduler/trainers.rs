@@ -130,9 +130,9 @@ impl Scheduler {
         if self.now < self.group_failures.not_before {
             return;
         }
-        let failed = |id: &WorkerId| self.workers.get(id).map_or(0, |worker| worker.failed);
         let mut members: Vec<WorkerId> = self.workers.idle(Role::Trainer).cloned().collect();
         let Some(world) = self.possible_world(members.len()) else { return };
+        let failed = |id: &WorkerId| self.workers.get(id).map_or(0, |worker| worker.failed);
         members.sort_by_key(failed);
         members.truncate(world);
         members.sort();
