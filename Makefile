@@ -11,7 +11,7 @@ SECONDS ?= 600
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help setup build demo experiment servers test storage-test lint bench bench-checkpoint continuation lineage-check doc sim mutations fuzz parity deploy-check slurm-test clean
+.PHONY: help setup build demo experiment servers test storage-test lint bench bench-control bench-ranks bench-checkpoint continuation lineage-check doc sim mutations fuzz parity deploy-check slurm-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -79,6 +79,13 @@ continuation: build ## kill a job at every tenth of 40 steps: the same weights, 
 
 lineage-check: build ## a small run's tables, read by DuckDB and pandas (a Python environment in .venv-lineage)
 	scripts/lineage_check.sh $(BIN)
+
+bench-ranks: setup ## all-reduce of two ranks beside PyTorch's own Gloo (PyTorch in .venv), and a step with and without overlap
+	test -d .venv || $(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet -r scripts/parity/requirements.txt
+	$(CARGO) build --release -p duet-torch -p duet-trainer --example allreduce --example overlap
+	.venv/bin/python scripts/bench/collectives.py $(RELEASE)/examples/allreduce $(ARGS)
+	$(RELEASE)/examples/overlap
 
 doc: setup ## API documentation of the workspace
 	$(CARGO) doc --workspace --no-deps

@@ -227,6 +227,7 @@ async fn coordinate(folder: &Path, trees: u32, wide: u32) -> Result<()> {
         dit_advantage: AdvantageSpec::default(),
         extra_prompts: 0,
         world: 1,
+        min_world: 0,
         checkpoint_every: u32::MAX,
         max_attempts: 3,
         quarantine_after: 8,

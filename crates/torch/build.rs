@@ -35,6 +35,7 @@ fn main() {
         .flag("-isystem")
         .flag(include.join("torch/csrc/api/include"))
         .files([
+            "csrc/backward.cpp",
             "csrc/error.cpp",
             "csrc/collective.cpp",
             "csrc/memory.cpp",

@@ -95,6 +95,17 @@ impl<'a> Fleet<'a> {
         child.wait().expect("its end");
     }
 
+    /// Kills a worker for good.
+    ///
+    /// # Panics
+    /// When there is none of this name.
+    pub fn kill(&mut self, name: &str) {
+        let at = self.workers.iter().position(|(n, _)| n == name).expect("a worker");
+        let (_, mut child) = self.workers.remove(at);
+        child.kill().expect("SIGKILL");
+        child.wait().expect("its end");
+    }
+
     /// Waits for a worker's end.
     ///
     /// # Panics

@@ -1,6 +1,7 @@
 //! Whole runs of real processes in the small world: the same weights whatever happens on the way.
 
-use duet_tests::{Run, bin, text};
+use duet_tests::fleet::{Fleet, WORKERS};
+use duet_tests::{Run, bin, text, wait_until};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -75,6 +76,39 @@ fn a_run_over_tls_makes_the_same_weights() {
     let address = std::fs::read_to_string(run.store.join("coordinator.addr"));
     assert!(address.expect("an address").starts_with("https://127.0.0.1:"));
     assert_eq!(&run.digest(), undisturbed());
+}
+
+/// Ranks that share out optimiser state and gradients end in the weights of ranks that hold all.
+#[test]
+fn ranks_that_share_out_their_state_make_the_same_weights() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = Run::new(folder.path(), &["trainer.zero=2", "trainer.bucket_mib=1"]);
+    let out = run.finish(false);
+    assert!(out.status.success(), "{}", text(&out));
+    // Of two ranks a sum has but one order, whatever the buckets.
+    assert_eq!(&run.digest(), undisturbed());
+}
+
+/// A rank is lost and nobody takes its place: the other one goes on alone, where the run allows it.
+#[test]
+fn a_run_goes_on_with_fewer_ranks_where_it_may() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let set = ["trainer.min_world_size=1", "coordinator.heartbeat_timeout_ms=3000"];
+    let run = Run::new(folder.path(), &set);
+    let mut fleet = Fleet::new(&run);
+    let address = format!("http://{}", fleet.coordinator("127.0.0.1:0", false));
+    WORKERS.iter().for_each(|name| fleet.worker(name, &address));
+    let metrics = run.store.join("metrics.jsonl");
+    wait_until("the first iteration", || {
+        fleet.goes_on();
+        std::fs::read_to_string(&metrics).is_ok_and(|text| !text.is_empty())
+    });
+    fleet.kill("trainer-1");
+    let status = fleet.ended();
+    assert!(status.success(), "{}", fleet.log("coordinator"));
+    assert_eq!(run.digest().0, undisturbed().0, "all iterations were taken");
+    let audit = run.program("duet").arg("audit").arg(&run.store).output().expect("duet starts");
+    assert!(audit.status.success(), "{}", text(&audit));
 }
 
 /// A step computed again from tables and artifacts: the same bits, and other bits where an artifact

@@ -1,10 +1,11 @@
 //! What a rank's device thread owns: the engine, and the group it is part of.
 
 use crate::engine::batch::StepInput;
+use crate::engine::layout::Seat;
 use crate::engine::{Engine, Settings, WeightFiles, checkpoint};
 use crate::error::TrainError;
 use duet_core::{Digest, PolicyVersion, TrainerEpoch};
-use duet_torch::collective::{AbortHandle, Collective, Gloo, GlooOptions, Solo, Store};
+use duet_torch::collective::{AbortHandle, Collective, Gloo, GroupOptions, Nccl, Solo, Store};
 use duet_torch::tensorfile::TensorFile;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -54,7 +55,11 @@ impl RankState {
     /// # Errors
     /// [`TrainError`] naming the file or setting that does not fit.
     pub fn new(settings: Settings, threads: u32) -> Result<RankState, TrainError> {
-        duet_torch::init(threads)?;
+        let library = duet_torch::init(threads)?.library;
+        if settings.nccl.is_some() {
+            let version = Nccl::version(&library)?;
+            tracing::info!(version, "nccl");
+        }
         let engine = Some(Engine::load(settings.clone())?);
         Ok(RankState { settings, engine, store: None, group: None })
     }
@@ -99,7 +104,7 @@ impl RankState {
             })?,
         };
         self.store = Some(store.clone());
-        let options = GlooOptions {
+        let options = GroupOptions {
             rank: place.rank,
             world: place.world,
             group: format!("epoch-{}", place.epoch.0),
@@ -107,7 +112,13 @@ impl RankState {
             deadline: place.deadline,
             threads: 2,
         };
-        self.group = Some(Box::new(Gloo::connect(store, options, abort)?));
+        self.group = Some(match self.settings.nccl {
+            Some(device) => {
+                let library = duet_torch::init(1)?.library;
+                Box::new(Nccl::connect(store, options, (device, &library), abort)?)
+            }
+            None => Box::new(Gloo::connect(store, options, abort)?),
+        });
         Ok(())
     }
 
@@ -122,8 +133,16 @@ impl RankState {
         let mut engine = match self.engine.take() {
             // As loaded: nothing has been trained or restored.
             Some(engine) if engine.version() == 0 => engine,
-            _ => Engine::load(self.settings.clone())?,
+            other => {
+                // What there was goes before its successor comes.
+                drop(other);
+                Engine::load(self.settings.clone())?
+            }
         };
+        let group = self.group.as_deref();
+        engine.sit(
+            group.map_or(Seat::ALONE, |group| Seat { rank: group.rank(), world: group.world() }),
+        )?;
         if !shards.is_empty() {
             checkpoint::restore(&mut engine, shards)?;
         }

@@ -1,9 +1,10 @@
 //! The configuration in the engine's words.
 
+use crate::engine::gradient::Sharing;
 use crate::engine::{BranchSettings, Nft, OldPolicy, Settings};
 use duet_config::{
-    Aggregation, Branch, Config, Device, DitKl, DitObjective, Dtype, KlEstimator, LlmObjective,
-    NftOld, Sampler,
+    Aggregation, Branch, Collective, Config, Device, DitKl, DitObjective, Dtype, KlEstimator,
+    LlmObjective, NftOld, Reduce, Sampler, Trainer,
 };
 use duet_core::Seed;
 use duet_models::lora::LoraConfig;
@@ -33,7 +34,8 @@ pub fn settings(config: &Config) -> Settings {
         max_grad_norm: trainer.max_grad_norm,
         updates: trainer.updates_per_rollout,
         recompute: trainer.recompute,
-        bucket_bytes: (trainer.bucket_mib as usize) << 20,
+        sharing: sharing(trainer),
+        nccl: nccl(trainer.collective, load(config).device),
     }
 }
 
@@ -48,6 +50,24 @@ pub(crate) fn load(config: &Config) -> LoadOptions {
         Device::Cuda => tch::Device::Cuda(0),
     };
     LoadOptions { device, lm: kind, dit: kind, vae: Kind::Float }
+}
+
+/// How gradients are summed over ranks.
+pub(crate) fn sharing(trainer: &Trainer) -> Sharing {
+    Sharing {
+        zero: trainer.zero,
+        each_micro_batch: trainer.reduce == Reduce::MicroBatch,
+        overlap: trainer.overlap,
+        bucket_bytes: (trainer.bucket_mib as usize) << 20,
+    }
+}
+
+/// The CUDA device on which this rank talks through NCCL; `None`: through Gloo.
+fn nccl(collective: Collective, device: tch::Device) -> Option<usize> {
+    match (collective, device) {
+        (Collective::Auto | Collective::Nccl, tch::Device::Cuda(device)) => Some(device),
+        _ => None,
+    }
 }
 
 fn render(config: &Config) -> RenderOptions {
@@ -156,6 +176,21 @@ mod tests {
         let text = "[model]\nbootstrap = \"test\"\n[schedule]\nkind = \"weights\"\nllm_weight = 1.0\ndit_weight = 0.0\n";
         let settings = read(text);
         assert!(!settings.llm.frozen && settings.dit.frozen);
+    }
+
+    #[test]
+    fn ranks_talk_through_nccl_where_models_run_on_gpus_unless_told_otherwise() {
+        let with = |device: &str, collective: &str| {
+            let text = format!(
+                "[model]\nbootstrap = \"test\"\n[workers]\ndevice = \"{device}\"\n[trainer]\n\
+                 collective = \"{collective}\"\n"
+            );
+            read(&text).nccl
+        };
+        assert_eq!(with("cpu", "auto"), None);
+        assert_eq!(with("cuda", "auto"), Some(0));
+        assert_eq!(with("cuda", "nccl"), Some(0));
+        assert_eq!(with("cuda", "gloo"), None);
     }
 
     #[test]

@@ -2,18 +2,16 @@
 
 mod common;
 
-use common::{Rollouts, pipeline, rollouts, settings, settings_with_adapter};
+use common::{Rollouts, pipeline, ranks, rollouts, settings, settings_with_adapter};
 use duet_core::work::Gates;
 use duet_models::loss::NftLoss;
-use duet_torch::collective::{AbortHandle, Collective, Gloo, GlooOptions, Solo, Store};
+use duet_torch::collective::{Collective, Solo};
 use duet_torch::tensorfile::{TensorFile, TensorSource};
 use duet_trainer::TrainError;
 use duet_trainer::engine::{Engine, Nft, OldPolicy, Settings, checkpoint};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 use tch::Device;
 
 /// A folder with the base model; kept as long as the handle.
@@ -43,27 +41,6 @@ fn run(settings: &Settings, rollouts: &Rollouts, steps: u32, group: &dyn Collect
     let metrics = (0..steps).map(step).collect();
     let shard = checkpoint::shard(&engine, place.0, place.1).unwrap();
     End { metrics, digest: engine.digest().unwrap().to_string(), shard }
-}
-
-/// Runs `world` ranks, each on a thread of its own.
-fn ranks<T: Send + 'static>(
-    world: u32,
-    body: impl Fn(&dyn Collective) -> T + Send + Sync + 'static,
-) -> Vec<T> {
-    let patient = Duration::from_secs(120);
-    let server = Store::serve("127.0.0.1", patient).unwrap();
-    let (address, body) = (server.address().to_owned(), Arc::new(body));
-    let start = |rank| {
-        let (body, address) = (body.clone(), address.clone());
-        thread::spawn(move || {
-            let store = Arc::new(Store::connect(&address, patient).unwrap());
-            let (group, host) = ("ddp".to_owned(), "127.0.0.1".to_owned());
-            let options = GlooOptions { rank, world, group, host, deadline: patient, threads: 1 };
-            body(&Gloo::connect(store, options, AbortHandle::default()).unwrap())
-        })
-    };
-    let threads: Vec<_> = (0..world).map(start).collect();
-    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
 }
 
 #[test]

@@ -9,7 +9,8 @@ use duet_config::Sft;
 use duet_core::Seed;
 use duet_models::embed::Embedder;
 use duet_models::pipeline::{LoadOptions, Pipeline};
-use duet_torch::collective::{AbortHandle, Collective, Gloo, GlooOptions, Solo, Store};
+use duet_torch::collective::{AbortHandle, Collective, Gloo, GroupOptions, Solo, Store};
+use duet_trainer::engine::gradient::Sharing;
 use duet_trainer::sft::data::{Worked, read};
 use duet_trainer::sft::{Checkpoints, Settings, StepDone, Tuner};
 use std::path::{Path, PathBuf};
@@ -38,7 +39,7 @@ fn settings(model: &Path) -> Settings {
         seed: Seed::root(4),
         sft: Sft { epochs: 2, batch: 8, lr: 3e-3, warmup: 0.2, ..Sft::default() },
         max_grad_norm: 1.0,
-        bucket_bytes: 1 << 16,
+        sharing: Sharing { zero: 0, each_micro_batch: false, overlap: true, bucket_bytes: 1 << 16 },
     }
 }
 
@@ -145,7 +146,7 @@ fn two_ranks_learn_what_one_learns() {
             let store = Arc::new(Store::connect(&address, patient).unwrap());
             let (group, host) = ("sft".to_owned(), "127.0.0.1".to_owned());
             let options =
-                GlooOptions { rank, world: 2, group, host, deadline: patient, threads: 1 };
+                GroupOptions { rank, world: 2, group, host, deadline: patient, threads: 1 };
             let group = Gloo::connect(store, options, AbortHandle::default()).unwrap();
             duet_torch::init(1).unwrap();
             let mut tuner = Tuner::load(settings, &worked()).unwrap();

@@ -157,7 +157,7 @@ impl Ledger {
                     self.wrong(format!("tree {tree} was given up twice"));
                 }
             }
-            Record::EpochStarted { epoch } => self.groups = epoch.0,
+            Record::EpochStarted { epoch, .. } => self.groups = epoch.0,
             Record::StepCommitted { iteration, weights, .. } => {
                 self.committed(*iteration, weights.version.0);
                 self.digests.insert(weights.version.0, weights.digest.to_string());
@@ -167,6 +167,11 @@ impl Ledger {
                     self.wrong(format!("a checkpoint of {version} before that step was committed"));
                 }
                 self.checkpoint = Some(version.0);
+            }
+            Record::Retaken { iteration, .. } => {
+                if u64::from(*iteration) >= self.version {
+                    self.wrong(format!("step {iteration} was repeated before it was committed"));
+                }
             }
             Record::Paused(_) | Record::Stopping(_) => {}
         }

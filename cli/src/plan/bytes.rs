@@ -3,7 +3,7 @@
 
 use super::shapes::Shapes;
 use super::{Work, activations};
-use duet_config::{Config, DitObjective, Dtype, NftOld};
+use duet_config::{Config, DitObjective, Dtype, NftOld, Reduce};
 use serde::Serialize;
 
 /// Positions that the KV cache grows by.
@@ -121,11 +121,14 @@ fn rollout_bytes(shapes: &Shapes, work: &Work) -> u64 {
 /// A tree's J traces, or a sub-tree's K leaves, at a time; the rollouts of all its trees.
 fn trainer(config: &Config, shapes: &Shapes, work: &Work, branches: &[Trained; 2]) -> Role {
     let mut kinds = models(config, shapes, branches);
-    let sum = |bytes: &dyn Fn(&Trained) -> u64| branches.iter().map(|b| b.params * bytes(b)).sum();
+    // What a rank takes steps for: all, or its share.
+    let own = if config.trainer.zero >= 1 { config.trainer.world_size.max(1) } else { 1 };
+    let sum = |bytes: &dyn Fn(&Trained) -> u64| -> u64 {
+        branches.iter().map(|b| b.params.div_ceil(u64::from(own)) * bytes(b)).sum()
+    };
     kinds.push(counted("master weights", sum(&|b| if b.element < 4 { 4 } else { 0 })));
     kinds.push(counted("moments", sum(&|_| 8)));
-    // The sum over micro-batches, fp32; those of one are counted with the activations.
-    kinds.push(counted("gradients", sum(&|_| 4)));
+    kinds.push(counted("gradients", branches.iter().map(|b| gradients(config, b.params)).sum()));
     let ema: u64 = if config.trainer.ema > 0.0 { sum(&|b| b.element) } else { 0 };
     let lags = config.dit.objective == DitObjective::Nft && config.dit.nft_old != NftOld::Trained;
     let old = if lags { branches[1].params * branches[1].element } else { 0 };
@@ -146,6 +149,29 @@ fn trainer(config: &Config, shapes: &Shapes, work: &Work, branches: &[Trained; 2
     kinds.push(counted("activations", activations::peak(config, shapes, work, recompute)));
     let other = activations::peak(config, shapes, work, !recompute);
     role("trainer rank", config.trainer.world_size, kinds, Some(other))
+}
+
+/// Buckets of a gradient that a rank has in hand at most: those that are summed over ranks, and those
+/// that the backward pass fills.
+const BUCKETS: u64 = 8;
+
+/// The sums of a gradient over micro-batches and ranks, fp32; what a backward pass has in hand is counted
+/// with the activations.
+fn gradients(config: &Config, params: u64) -> u64 {
+    let trainer = &config.trainer;
+    let world = u64::from(trainer.world_size.max(1));
+    if world == 1 {
+        return 4 * params;
+    }
+    let sums = if trainer.zero >= 2 { 4 * params.div_ceil(world) } else { 4 * params };
+    let bucket = u64::from(trainer.bucket_mib) << 20;
+    let local = match (trainer.reduce, trainer.zero) {
+        // Adds up where the sums come to lie.
+        (Reduce::Update, 0 | 1) => 0,
+        (Reduce::MicroBatch, _) if trainer.overlap => (BUCKETS * bucket).min(4 * params),
+        _ => 4 * params,
+    };
+    sums + local
 }
 
 /// Latents of an image in fp32.

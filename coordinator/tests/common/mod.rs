@@ -52,6 +52,7 @@ pub fn spec(iterations: u32) -> RunSpec {
         dit_advantage: AdvantageSpec::default(),
         extra_prompts: 0,
         world: 2,
+        min_world: 0,
         checkpoint_every: 2,
         max_attempts: 3,
         quarantine_after: 8,

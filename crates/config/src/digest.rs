@@ -17,9 +17,16 @@ pub(crate) fn of(raw: &Raw) -> Digest {
     if deciding.model.bootstrap.is_some() {
         deciding.model.path = None;
     }
-    let world =
-        crate::sections::Trainer { world_size: 0, collective_timeout_ms: 0, ..deciding.trainer };
-    deciding.trainer = world;
+    // How many ranks there are, and what they share out, changes no more than rounding.
+    deciding.trainer = crate::sections::Trainer {
+        world_size: 0,
+        min_world_size: None,
+        zero: 0,
+        overlap: true,
+        collective: crate::sections::Collective::Auto,
+        collective_timeout_ms: 0,
+        ..deciding.trainer
+    };
     deciding.workers = Workers { rollout: 0, reward: 0, ..deciding.workers };
     deciding.coordinator = Coordinator::default();
     deciding.checkpoint = crate::sections::Checkpoint::default();

@@ -27,9 +27,10 @@ pub use raw::{
     Advantages, Failure, Schedule as RawSchedule, ScheduleKind, Window as RawWindow, WindowKind,
 };
 pub use sections::{
-    Aggregation, Bootstrap, Branch, COMPONENTS, Checkpoint, Coordinator, Data, Device, Dit, DitKl,
-    DitObjective, Dtype, Evaluation, HttpScorer, KlEstimator, Llm, LlmObjective, Lora, Model,
-    NftOld, Optimizer, Reward, Rollout, Run, Sampler, Scorer, Security, Tls, Trainer, Workers,
+    Aggregation, Bootstrap, Branch, COMPONENTS, Checkpoint, Collective, Coordinator, Data, Device,
+    Dit, DitKl, DitObjective, Dtype, Evaluation, HttpScorer, KlEstimator, Llm, LlmObjective, Lora,
+    Model, NftOld, Optimizer, Reduce, Reward, Rollout, Run, Sampler, Scorer, Security, Tls,
+    Trainer, Workers,
 };
 pub use sft::Sft;
 pub use spec::Config;

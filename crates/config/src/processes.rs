@@ -10,6 +10,18 @@ use std::path::PathBuf;
 pub struct Trainer {
     /// Data-parallel ranks. Default 1.
     pub world_size: u32,
+    /// Ranks that go on when others are lost and neither a spare nor a restarted one comes within
+    /// `coordinator.heartbeat_timeout_ms`; steps repeated since the newest checkpoint then differ in
+    /// rounding. Default: `world_size`, all must be there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_world_size: Option<u32>,
+    /// What the ranks share out among themselves (ZeRO, arXiv 1910.02054): 0, nothing, every rank holds
+    /// all; 1, the optimiser's state; 2, gradients too. The numbers stay the same. Default 0.
+    pub zero: u32,
+    /// When gradients are summed over ranks. Default `update`.
+    pub reduce: Reduce,
+    /// Sum gradients while the backward pass still runs. The numbers stay the same. Default true.
+    pub overlap: bool,
     /// Gradients of each branch are scaled down to this L2 norm. Default 1.
     pub max_grad_norm: f64,
     /// Optimiser steps on each iteration's trees. Default 1.
@@ -22,6 +34,8 @@ pub struct Trainer {
     pub recompute: bool,
     /// Gradients are summed over ranks in pieces of this many MiB. Default 25.
     pub bucket_mib: u32,
+    /// What the ranks talk through. Default `auto`.
+    pub collective: Collective,
     /// A collective operation that takes longer has failed. Default 120000.
     pub collective_timeout_ms: u64,
 }
@@ -30,14 +44,43 @@ impl Default for Trainer {
     fn default() -> Self {
         Trainer {
             world_size: 1,
+            min_world_size: None,
+            zero: 0,
+            reduce: Reduce::Update,
+            overlap: true,
             max_grad_norm: 1.0,
             updates_per_rollout: 1,
             ema: 0.0,
             recompute: false,
             bucket_mib: 25,
+            collective: Collective::Auto,
             collective_timeout_ms: 120_000,
         }
     }
+}
+
+/// When gradients are summed over ranks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reduce {
+    /// Once for each optimiser step: least traffic. A rank holds the whole gradient until then.
+    #[default]
+    Update,
+    /// After each micro-batch: with `zero = 2` a rank holds its share of the gradient and no more.
+    MicroBatch,
+}
+
+/// What the ranks talk through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Collective {
+    /// NCCL where models run on GPUs, else Gloo.
+    #[default]
+    Auto,
+    /// libtorch's Gloo, over TCP, with a copy through the processor's memory.
+    Gloo,
+    /// NCCL, each rank with a GPU of its own.
+    Nccl,
 }
 
 /// Where models run.

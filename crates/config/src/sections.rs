@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use crate::processes::{
-    Checkpoint, Coordinator, Device, Evaluation, Security, Tls, Trainer, Workers,
+    Checkpoint, Collective, Coordinator, Device, Evaluation, Reduce, Security, Tls, Trainer,
+    Workers,
 };
 
 /// Reward components that the built-in scorers know.

@@ -116,6 +116,7 @@ impl Config {
             dit_advantage: self.dit_advantage,
             extra_prompts: self.rollout.extra_prompts,
             world: self.trainer.world_size,
+            min_world: self.trainer.min_world_size.unwrap_or(0),
             checkpoint_every: self.checkpoint.every,
             max_attempts: c.max_attempts,
             quarantine_after: c.quarantine_after,

@@ -39,6 +39,9 @@ pub struct RunSpec {
     pub extra_prompts: u32,
     /// Trainer ranks.
     pub world: u32,
+    /// Ranks that go on when others stay away; 0: all must be there.
+    #[serde(default)]
+    pub min_world: u32,
     /// A checkpoint every so many iterations, and at the end.
     pub checkpoint_every: u32,
     /// Tries of a unit before its tree is given up.

@@ -37,6 +37,7 @@ fn spec() -> RunSpec {
         dit_advantage: AdvantageSpec::default(),
         extra_prompts: 0,
         world: 1,
+        min_world: 0,
         checkpoint_every: 1,
         max_attempts: 3,
         quarantine_after: 3,

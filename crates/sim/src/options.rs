@@ -141,6 +141,7 @@ fn spec(dice: &mut Dice, seed: u64) -> RunSpec {
         dit_advantage: advantage(dice),
         extra_prompts: dice.pick(&[0, 0, 1, 3]),
         world: dice.between(1, 3) as u32,
+        min_world: dice.pick(&[0, 0, 1]),
         checkpoint_every: dice.between(1, 3) as u32,
         max_attempts: dice.between(3, 4) as u32,
         quarantine_after: dice.pick(&[0, 3, 3]),

@@ -134,6 +134,12 @@ impl Oracle {
                     format!("DU-4: checkpoint of {version}, never committed")
                 })?;
             }
+            Record::Retaken { iteration, digest } => {
+                let honest = self.steps.get(iteration).map(|(_, weights)| *weights);
+                ensure(honest == Some(*digest), || {
+                    format!("step {iteration} repeated to {digest}, but gives {honest:?}")
+                })?;
+            }
             Record::EpochStarted { .. } | Record::Paused(_) | Record::Stopping(_) => {}
         }
         Ok(())

@@ -68,6 +68,14 @@ int32_t duet_recompute(DuetBody call, DuetDrop drop, void* context, const DuetTe
                        size_t count, const DuetTensor* leaves, size_t leaf_count, void* take,
                        DuetTake give);
 
+// ---- Backward pass ----
+// Gets the gradient of leaf `index`, valid for that call only; 0, or negative to end the pass.
+typedef int32_t (*DuetReady)(void* context, size_t index, DuetTensor grad);
+// Back-propagates `loss`. Each leaf's gradient is given to `ready` once, when it is complete, and not
+// kept. On the calling thread, or one of libtorch's for tensors of a GPU, one call at a time.
+int32_t duet_backward(DuetTensor loss, const DuetTensor* leaves, size_t count, DuetReady ready,
+                      void* context);
+
 // ---- Memory ----
 // Counts the bytes of tensors that this thread allocates and frees until the meter is freed, which
 // must happen on the same thread.

@@ -8,6 +8,9 @@ pub type DuetTensor = *mut c_void;
 /// Computes outputs from inputs: context, inputs, their number, the list that outputs go to.
 pub type DuetBody = unsafe extern "C" fn(*mut c_void, *const DuetTensor, usize, *mut c_void) -> i32;
 
+/// Takes a leaf's gradient: context, the leaf's place, the gradient.
+pub type DuetReady = unsafe extern "C" fn(*mut c_void, usize, DuetTensor) -> i32;
+
 macro_rules! opaque {
     ($($name:ident),*) => {$(
         #[repr(C)]
@@ -90,6 +93,14 @@ unsafe extern "C" {
         leaf_count: usize,
         take: *mut c_void,
         give: unsafe extern "C" fn(*mut c_void, DuetTensor),
+    ) -> i32;
+
+    pub fn duet_backward(
+        loss: DuetTensor,
+        leaves: *const DuetTensor,
+        count: usize,
+        ready: DuetReady,
+        context: *mut c_void,
     ) -> i32;
 
     pub fn duet_meter_new() -> *mut DuetMeter;

@@ -5,6 +5,7 @@
 //! functions of `tch` without an `f_` prefix panic when libtorch refuses; [`device::DeviceThread`]
 //! turns such a panic into an error.
 
+mod backward;
 pub mod bytes;
 pub mod collective;
 pub mod device;
@@ -18,6 +19,7 @@ mod random;
 mod recompute;
 pub mod tensorfile;
 
+pub use backward::backward;
 pub use digest::digest_tensors;
 pub use finite::{NonFinite, all_finite, require_finite};
 pub use init::{InitError, Runtime, init};

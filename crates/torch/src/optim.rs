@@ -139,6 +139,15 @@ impl AdamW {
         Ok(())
     }
 
+    /// Suffixes of the state's tensors of a parameter.
+    pub fn parts(&self, name: &str) -> &'static [&'static str] {
+        match self.slots.get(name) {
+            Some(Slot { master: Some(_), .. }) => &[EXP_AVG, EXP_AVG_SQ, MASTER],
+            Some(_) => &[EXP_AVG, EXP_AVG_SQ],
+            None => &[],
+        }
+    }
+
     /// The state as tensors `{parameter}.exp_avg`, `.exp_avg_sq` and, for half precision,
     /// `.master`; shared with the optimiser, so write or copy them before the next step.
     pub fn state(&self) -> Tensors {

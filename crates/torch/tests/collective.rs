@@ -1,7 +1,7 @@
 //! Groups of real ranks, each on a thread of its own, over loopback TCP.
 
 use duet_torch::collective::{
-    AbortHandle, Collective, CollectiveError, Gloo, GlooOptions, Operation, Solo, Store,
+    AbortHandle, Collective, CollectiveError, Gloo, GroupOptions, Operation, Solo, Store,
 };
 use std::sync::Arc;
 use std::thread;
@@ -10,9 +10,9 @@ use tch::{Kind, Tensor};
 
 const PATIENT: Duration = Duration::from_secs(60);
 
-fn options(rank: u32, world: u32, deadline: Duration) -> GlooOptions {
+fn options(rank: u32, world: u32, deadline: Duration) -> GroupOptions {
     let (group, host) = ("test".to_owned(), "127.0.0.1".to_owned());
-    GlooOptions { rank, world, group, host, deadline, threads: 1 }
+    GroupOptions { rank, world, group, host, deadline, threads: 1 }
 }
 
 /// Runs `body` on `world` ranks and gives their values in rank order.

@@ -3,7 +3,7 @@
 
 use crate::error::TrainError;
 use duet_core::TreeId;
-use duet_core::work::{Gates, Step, TrainTree, Window};
+use duet_core::work::{Gates, Step, TrainTrace, TrainTree, Window};
 use duet_models::artifact::{RenderArtifact, ThinkArtifact};
 use tch::Device;
 
@@ -63,6 +63,10 @@ pub struct Batch {
     pub trees: Vec<LocalTree>,
     /// Trained (leaf, step) pairs of all ranks; for DiffusionNFT (leaf, time).
     pub dit_terms: f64,
+    /// Micro-batches of the language model: this rank's, and those of the rank that has most.
+    pub llm_micro_batches: (u32, u32),
+    /// Those of the transformer.
+    pub dit_micro_batches: (u32, u32),
 }
 
 impl Batch {
@@ -80,6 +84,12 @@ impl Batch {
         let StepInput { step, files } = input;
         let leaves = step.trees.iter().flat_map(|tree| &tree.traces);
         let leaves = leaves.flat_map(|trace| &trace.leaf_advantages).flatten().count();
+        let micro_batches = |of: fn(&TrainTree) -> u32| {
+            let count = |rank| share(&step.trees, rank, world).map(of).sum();
+            (count(rank), (0..world).map(count).max().unwrap_or(0))
+        };
+        let llm_micro_batches = micro_batches(llm_micro_batches);
+        let dit_micro_batches = micro_batches(dit_micro_batches);
         let trees = share(&step.trees, rank, world)
             .zip(files)
             .map(|(tree, files)| decode_tree(tree, files, step.window, device))
@@ -90,8 +100,23 @@ impl Batch {
             window: step.window,
             trees,
             dit_terms: leaves as f64 * f64::from(terms_per_leaf),
+            llm_micro_batches,
+            dit_micro_batches,
         })
     }
+}
+
+/// A tree is one micro-batch, if any of its traces is trained on.
+fn llm_micro_batches(tree: &TrainTree) -> u32 {
+    u32::from(tree.traces.iter().any(|trace| trace.advantage.is_some()))
+}
+
+/// A trace is one micro-batch, if any of its leaves is trained on.
+fn dit_micro_batches(tree: &TrainTree) -> u32 {
+    let trained = |trace: &&TrainTrace| {
+        trace.render.is_some() && trace.leaf_advantages.iter().any(Option::is_some)
+    };
+    tree.traces.iter().filter(trained).count() as u32
 }
 
 fn decode_tree(

@@ -1,5 +1,7 @@
 //! One of the two models with what trains it: the trained tensors, their gradients, AdamW.
 
+use super::gradient::{Gradient, Own, Reduction, Sharing};
+use super::layout::{Seat, Span};
 use super::settings::{BranchSettings, OldPolicy};
 use crate::error::TrainError;
 use duet_core::Seed;
@@ -7,8 +9,9 @@ use duet_models::lora::{Adaptable, Lora};
 use duet_models::params::ParamSet;
 use duet_torch::Tensors;
 use duet_torch::collective::Collective;
-use duet_torch::optim::{AdamW, clip_grad_norm};
+use duet_torch::optim::AdamW;
 use duet_torch::tensorfile::{Assembly, Piece};
+use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 /// A branch.
@@ -20,78 +23,85 @@ pub struct Branch {
     /// The trained tensors, by the names they are published under.
     pub params: Tensors,
     settings: BranchSettings,
-    optimiser: AdamW,
-    gradient: Gradient,
-    /// Moving average of the trained tensors, where one is kept.
-    ema: Option<Tensors>,
+    /// What depends on this rank's place in its group; `None` until it has one.
+    seated: Option<Seated>,
     /// The policy that samples, where it is not the trained one.
     old: Option<Tensors>,
 }
 
-/// A saved state: of a checkpoint's files, or in memory.
-#[derive(Clone, Copy)]
-pub enum Saved<'a> {
-    /// What files hold together.
-    Files(&'a Assembly),
-    /// Whole tensors.
-    Tensors(&'a Tensors),
+/// A branch's state as one rank holds it.
+struct Seated {
+    /// The trained tensors, in the order of the gradient's layout.
+    leaves: Vec<Tensor>,
+    gradient: Gradient,
+    /// What this rank takes steps for, by name: whole tensors, or flat stretches of them.
+    own: Vec<Own>,
+    params: Tensors,
+    grads: Tensors,
+    optimiser: AdamW,
+    /// Moving average of what this rank takes steps for, where one is kept.
+    ema: Option<Tensors>,
 }
 
-impl Saved<'_> {
-    fn names(&self) -> Vec<&str> {
-        match self {
-            Saved::Files(files) => files.names().collect(),
-            Saved::Tensors(tensors) => tensors.keys().map(String::as_str).collect(),
+impl Seated {
+    /// A fresh state.
+    fn new(
+        params: &Tensors,
+        settings: &BranchSettings,
+        seat: Seat,
+        sharing: Sharing,
+    ) -> Result<Seated, TrainError> {
+        let gradient = Gradient::new(params, seat, sharing)?;
+        let names = gradient.layout().names();
+        let leaves: Vec<Tensor> = names.iter().map(|name| params[name].shallow_clone()).collect();
+        let own = gradient.own()?;
+        let (mut mine, mut grads) = (Tensors::new(), Tensors::new());
+        for own in &own {
+            let leaf = &leaves[own.param];
+            let (param, grad) = match own.len == leaf.numel() as i64 {
+                true => (leaf.detach(), own.grad.f_view(leaf.size().as_slice())?),
+                false => {
+                    let flat = leaf.f_detach()?.f_view(-1)?;
+                    (flat.f_narrow(0, own.from, own.len)?, own.grad.shallow_clone())
+                }
+            };
+            mine.insert(own.name.clone(), param);
+            grads.insert(own.name.clone(), grad);
         }
+        let optimiser = AdamW::new(settings.adamw, &mine)?;
+        let copy = |(name, param): (&String, &Tensor)| (name.clone(), param.copy());
+        let ema = (settings.ema > 0.0).then(|| mine.iter().map(copy).collect());
+        Ok(Seated { leaves, gradient, own, params: mine, grads, optimiser, ema })
     }
 
-    fn load(&self, name: &str) -> Result<Tensor, TrainError> {
-        match self {
-            Saved::Files(files) => Ok(files.load(name)?),
-            Saved::Tensors(tensors) => Ok(tensors[name].shallow_clone()),
-        }
-    }
-
-    /// Copies a tensor that must be there and of the same shape.
-    fn copy_into(&self, name: &str, into: &Tensor) -> Result<(), TrainError> {
-        let found = match self {
-            Saved::Files(files) => files.spec(name).map(|spec| spec.shape.clone()),
-            Saved::Tensors(tensors) => tensors.get(name).map(Tensor::size),
-        };
-        if found.is_none_or(|shape| shape != into.size()) {
-            let reason = format!("`{name}` is missing or has another shape");
-            return Err(TrainError::Checkpoint(reason));
-        }
-        match self {
-            Saved::Files(files) => files.copy_into(name, into)?,
-            Saved::Tensors(tensors) => {
-                tch::no_grad(|| into.shallow_clone().f_copy_(&tensors[name]))?;
+    /// Gives every rank what the others took steps for.
+    fn gather(&self, group: &dyn Collective) -> Result<(), TrainError> {
+        let layout = self.gradient.layout();
+        let owned = layout.owned();
+        for bucket in 0..layout.buckets().len() {
+            let spans: Vec<Span> = layout.within(bucket).copied().collect();
+            let flat = |param: usize| self.leaves[param].f_detach()?.f_view(-1);
+            // In the parameters' own type where they have one, so that half precision travels as such.
+            let kinds = spans.iter().map(|span| self.leaves[span.param].kind());
+            let kind = kinds.reduce(|a, b| if a == b { a } else { Kind::Float });
+            let device = self.leaves.first().map_or(Device::Cpu, Tensor::device);
+            let options = (kind.unwrap_or(Kind::Float), device);
+            let whole = Tensor::f_zeros([layout.bucket_len(bucket)], options)?;
+            let share = layout.share(bucket);
+            let part = Tensor::f_zeros([share.end - share.start], options)?;
+            for own in owned.iter().filter(|own| own.bucket == bucket) {
+                let mut to = part.f_narrow(0, own.at - share.start, own.len)?;
+                to.f_copy_(&flat(own.param)?.f_narrow(0, own.from, own.len)?)?;
+            }
+            // As bytes: they are copied, not computed with.
+            let bytes = |tensor: &Tensor| tensor.f_view_dtype(Kind::Uint8);
+            group.all_gather(&bytes(&whole)?, &bytes(&part)?)?;
+            for span in spans {
+                let mut to = flat(span.param)?.f_narrow(0, span.from, span.len)?;
+                to.f_copy_(&whole.f_narrow(0, span.at, span.len)?)?;
             }
         }
         Ok(())
-    }
-}
-
-/// The gradients of all micro-batches so far, fp32, in one piece of memory in name order; each
-/// parameter's is a view of it.
-struct Gradient {
-    flat: Tensor,
-    views: Tensors,
-}
-
-impl Gradient {
-    fn new(params: &Tensors) -> Result<Gradient, TrainError> {
-        let total: usize = params.values().map(Tensor::numel).sum();
-        let device = params.values().next().map_or(Device::Cpu, Tensor::device);
-        let flat = Tensor::f_zeros([total as i64], (Kind::Float, device))?;
-        let (mut views, mut at) = (Tensors::new(), 0i64);
-        for (name, param) in params {
-            let len = param.numel() as i64;
-            let view = flat.f_narrow(0, at, len)?.f_view(param.size().as_slice())?;
-            views.insert(name.clone(), view);
-            at += len;
-        }
-        Ok(Gradient { flat, views })
     }
 }
 
@@ -125,88 +135,155 @@ impl Branch {
                 (None, frozen(model).to_map())
             }
         };
-        let optimiser = AdamW::new(settings.adamw, &params)?;
-        let gradient = Gradient::new(&params)?;
         let copy = |(name, param): (&String, &Tensor)| (name.clone(), param.detach().copy());
-        let ema = (settings.ema > 0.0).then(|| params.iter().map(copy).collect());
         let lags = settings.old != OldPolicy::Trained;
         let old = lags.then(|| params.iter().map(copy).collect());
-        Ok(Branch { name, lora, params, settings, optimiser, gradient, ema, old })
+        Ok(Branch { name, lora, params, settings, seated: None, old })
+    }
+
+    /// Takes a place in a group: makes room for the gradient and the optimiser's state, or for this
+    /// rank's share of them. A state that is whole goes along to another place.
+    ///
+    /// # Errors
+    /// A state that is shared out cannot go along; or memory is short.
+    pub fn sit(&mut self, seat: Seat, sharing: Sharing) -> Result<(), TrainError> {
+        match &mut self.seated {
+            Some(seated) if seated.gradient.layout().seat() == seat => return Ok(()),
+            Some(seated) if seated.optimiser.steps() > 0 => {
+                let fresh = Gradient::new(&self.params, seat, sharing)?;
+                if seated.gradient.is_shared() || fresh.is_shared() {
+                    let reason = format!(
+                        "the {} optimiser's state is shared out; it must be restored to become \
+                         rank {} of {}",
+                        self.name, seat.rank, seat.world
+                    );
+                    return Err(TrainError::Protocol(reason));
+                }
+                seated.own = fresh.own()?;
+                for own in &seated.own {
+                    let shape = self.params[&own.name].size();
+                    let view = own.grad.f_view(shape.as_slice())?;
+                    seated.grads.insert(own.name.clone(), view);
+                }
+                seated.gradient = fresh;
+                return Ok(());
+            }
+            _ => {}
+        }
+        // What there was goes before its successor comes.
+        self.seated = None;
+        self.seated = Some(Seated::new(&self.params, &self.settings, seat, sharing)?);
+        Ok(())
+    }
+
+    /// Whether it has no place in a group yet.
+    pub fn is_standing(&self) -> bool {
+        self.seated.is_none()
+    }
+
+    fn seated(&self) -> Result<&Seated, TrainError> {
+        self.seated.as_ref().ok_or_else(|| standing(self.name))
+    }
+
+    fn seated_mut(&mut self) -> Result<&mut Seated, TrainError> {
+        let name = self.name;
+        self.seated.as_mut().ok_or_else(|| standing(name))
     }
 
     /// Optimiser steps taken.
     pub fn steps(&self) -> u64 {
-        self.optimiser.steps()
+        self.seated.as_ref().map_or(0, |seated| seated.optimiser.steps())
     }
 
-    /// Back-propagates a micro-batch's loss and adds its gradient to those before it.
+    /// Begins an update in which this rank has `own` micro-batches and the one that has most `most`.
     ///
     /// # Errors
-    /// libtorch refuses.
-    pub fn backward(&mut self, loss: &Tensor) -> Result<(), TrainError> {
-        loss.f_backward()?;
-        for (name, sum) in &self.gradient.views {
-            let mut param = self.params[name].shallow_clone();
-            let grad = param.grad();
-            if grad.defined() {
-                let _ = sum.shallow_clone().f_add_(&grad.f_to_kind(Kind::Float)?)?;
-                param.zero_grad();
-            }
-        }
-        Ok(())
+    /// The branch sits elsewhere than the group says.
+    pub fn begin<'g>(
+        &mut self,
+        group: &'g dyn Collective,
+        (own, most): (u32, u32),
+    ) -> Result<Reduction<'g>, TrainError> {
+        let gradient = &mut self.seated_mut()?.gradient;
+        gradient.clear();
+        gradient.reduction(group, own, most)
     }
 
-    /// Sums the gradient over all ranks, in buckets that travel one behind the other.
+    /// Back-propagates a micro-batch's loss, adds its gradient to those before it, and begins the sums
+    /// over ranks that are due.
+    ///
+    /// # Errors
+    /// libtorch refuses, or [`TrainError::Collective`].
+    pub fn backward(
+        &mut self,
+        loss: &Tensor,
+        reduction: &mut Reduction<'_>,
+    ) -> Result<(), TrainError> {
+        let Seated { gradient, leaves, .. } = self.seated_mut()?;
+        gradient.begin_pass(reduction);
+        duet_torch::backward(loss, leaves, &mut |param, grad| {
+            gradient.take(reduction, param, &grad)
+        })?;
+        gradient.end_pass(reduction)
+    }
+
+    /// Begins the sums over ranks that no micro-batch of this rank began.
     ///
     /// # Errors
     /// [`TrainError::Collective`].
-    pub fn reduce(&self, group: &dyn Collective, bucket_bytes: usize) -> Result<(), TrainError> {
-        if group.world() == 1 {
-            return Ok(());
+    pub fn begin_all(&mut self, reduction: &mut Reduction<'_>) -> Result<(), TrainError> {
+        self.seated_mut()?.gradient.begin_all(reduction)
+    }
+
+    /// Waits for all sums over ranks.
+    ///
+    /// # Errors
+    /// [`TrainError::Collective`].
+    pub fn finish(&mut self, reduction: &mut Reduction<'_>) -> Result<(), TrainError> {
+        self.seated_mut()?.gradient.finish(reduction)
+    }
+
+    /// Clips the gradient to an L2 norm of `max_norm` and gives its norm before, and the first
+    /// parameter whose gradient is not finite, if any: then nothing is scaled. The factor is
+    /// PyTorch's: `min(1, max_norm / (norm + 1e-6))`.
+    ///
+    /// # Errors
+    /// [`TrainError::Collective`].
+    pub fn clip(
+        &mut self,
+        group: &dyn Collective,
+        max_norm: f64,
+    ) -> Result<(f64, Option<&str>), TrainError> {
+        let gradient = &mut self.seated_mut()?.gradient;
+        gradient.learn_order(group)?;
+        let (norm, bad) = gradient.norm(group)?;
+        let factor = max_norm / (norm + 1e-6);
+        if norm.is_finite() && factor < 1.0 {
+            gradient.scale(factor)?;
         }
-        let total = self.gradient.flat.numel() as i64;
-        let bucket = (bucket_bytes / 4).max(1) as i64;
-        let pieces = (0..total).step_by(bucket as usize);
-        let pieces = pieces
-            .map(|at| self.gradient.flat.f_narrow(0, at, bucket.min(total - at)))
-            .collect::<Result<Vec<_>, _>>()?;
-        let begun = pieces
-            .iter()
-            .map(|piece| group.begin_all_reduce(piece))
-            .collect::<Result<Vec<_>, _>>()?;
-        begun.into_iter().try_for_each(|pending| pending.wait())?;
-        Ok(())
+        Ok((norm, bad))
     }
 
-    /// Clips the gradient and gives its norm before. Nothing is scaled where it is not finite.
+    /// Takes an optimiser step and clears the gradient; where ranks share the step out, they tell each
+    /// other what came out.
     ///
     /// # Errors
-    /// libtorch refuses.
-    pub fn clip(&self, max_norm: f64) -> Result<f64, TrainError> {
-        Ok(clip_grad_norm(&self.gradient.views, max_norm)?)
-    }
-
-    /// The name of the first parameter whose gradient is not finite.
-    pub fn bad_gradient(&self) -> Option<&str> {
-        let bad = |(_, view): &(&String, &Tensor)| !duet_torch::all_finite([*view]);
-        self.gradient.views.iter().find(bad).map(|(name, _)| name.as_str())
-    }
-
-    /// Takes an optimiser step and clears the gradient.
-    ///
-    /// # Errors
-    /// libtorch refuses.
-    pub fn step(&mut self) -> Result<(), TrainError> {
-        self.optimiser.step(self.settings.lr, &self.params, &self.gradient.views)?;
-        if let Some(ema) = &self.ema {
-            let weight = 1.0 - self.settings.ema;
+    /// libtorch refuses, or [`TrainError::Collective`].
+    pub fn step(&mut self, group: &dyn Collective) -> Result<(), TrainError> {
+        let (lr, weight) = (self.settings.lr, 1.0 - self.settings.ema);
+        let seated = self.seated_mut()?;
+        seated.optimiser.step(lr, &seated.params, &seated.grads)?;
+        if let Some(ema) = &seated.ema {
             tch::no_grad(|| {
                 ema.iter().try_for_each(|(name, average)| {
-                    average.shallow_clone().f_lerp_(&self.params[name], weight).map(drop)
+                    average.shallow_clone().f_lerp_(&seated.params[name], weight).map(drop)
                 })
             })?;
         }
-        self.clear();
+        if seated.gradient.is_shared() {
+            tch::no_grad(|| seated.gather(group))?;
+        }
+        seated.gradient.clear();
         Ok(())
     }
 
@@ -257,11 +334,6 @@ impl Branch {
         found
     }
 
-    /// Forgets the gradient.
-    pub fn clear(&mut self) {
-        let _ = self.gradient.flat.zero_();
-    }
-
     /// Sets the learning rate of the steps to come.
     pub fn set_lr(&mut self, lr: f64) {
         self.settings.lr = lr;
@@ -272,47 +344,123 @@ impl Branch {
         self.settings.lr
     }
 
-    /// Parameters and optimiser state under `NAME/param/...` and `NAME/adamw/...`; handles, not
-    /// copies. What all ranks hold alike is whole; a piece is this rank's alone.
+    /// Parameters under `NAME/param/...`, the policy that samples under `NAME/old/...`, the optimiser's
+    /// state under `NAME/adamw/...` and the moving average under `NAME/ema/...`; handles, not copies.
+    /// What all ranks hold alike is whole; a piece is this rank's alone.
     pub fn state(&self) -> Vec<Piece> {
-        let params = self.params.iter().map(|(n, t)| (self.param_key(n), t.detach()));
-        let state = self.optimiser.state();
-        let state = state.into_iter().map(|(n, t)| (format!("{}/adamw/{n}", self.name), t));
-        let ema = self.ema.iter().flatten();
-        let ema = ema.map(|(n, t)| (format!("{}/ema/{n}", self.name), t.shallow_clone()));
+        let params = self.params.iter().map(|(n, t)| (self.key("param", n), t.detach()));
         let old = self.old.iter().flatten();
-        let old = old.map(|(n, t)| (format!("{}/old/{n}", self.name), t.shallow_clone()));
-        let all = params.chain(state).chain(ema).chain(old);
-        all.map(|(name, tensor)| Piece::whole(name, tensor)).collect()
+        let old = old.map(|(n, t)| (self.key("old", n), t.shallow_clone()));
+        let mut all: Vec<Piece> =
+            params.chain(old).map(|(name, tensor)| Piece::whole(name, tensor)).collect();
+        let Some(seated) = &self.seated else { return all };
+        let (state, shared) = (seated.optimiser.state(), seated.gradient.is_shared());
+        for own in &seated.own {
+            let name = &seated.gradient.layout().names()[own.param];
+            let shape = seated.leaves[own.param].size();
+            // A rank's alone also where it is the whole of a tensor.
+            let piece = |name: String, tensor: &Tensor| match shared {
+                true => {
+                    let range = own.from..own.from + own.len;
+                    Piece::part(name, &shape, range, tensor.view(-1))
+                }
+                false => Piece::whole(name, tensor.shallow_clone()),
+            };
+            for part in seated.optimiser.parts(&own.name) {
+                let key = self.key("adamw", &format!("{name}.{part}"));
+                all.push(piece(key, &state[&format!("{}.{part}", own.name)]));
+            }
+            if let Some(average) = seated.ema.as_ref().and_then(|ema| ema.get(&own.name)) {
+                all.push(piece(self.key("ema", name), average));
+            }
+        }
+        all
     }
 
-    /// Takes over a state that [`state`](Self::state) of all ranks gave, however many those were.
+    /// The state of a branch that is not shared out, by name.
+    pub fn whole_state(&self) -> Tensors {
+        self.state().into_iter().map(|piece| (piece.name, piece.tensor)).collect()
+    }
+
+    /// Takes over a state that [`state`](Self::state) of all ranks gave, however many those were; where
+    /// the state is shared out, this rank's part of it.
     ///
     /// # Errors
     /// A tensor is missing or has another shape; then the branch must not be used.
-    pub fn load(&mut self, steps: u64, state: Saved<'_>) -> Result<(), TrainError> {
-        let prefix = format!("{}/adamw/", self.name);
-        let mut own = Tensors::new();
-        for name in state.names() {
-            if let Some(short) = name.strip_prefix(&prefix) {
-                own.insert(short.to_owned(), state.load(name)?);
+    pub fn load(&mut self, steps: u64, state: &Assembly) -> Result<(), TrainError> {
+        self.take_over(steps, &|key, shape, range| {
+            if state.spec(key).is_none_or(|spec| spec.shape != shape) {
+                return Err(unfit(key));
             }
-        }
-        self.optimiser.load(steps, &own)?;
-        let take = |key: String, into: &Tensor| state.copy_into(&key, into);
-        for (name, param) in &self.params {
-            take(self.param_key(name), param)?;
-        }
-        for (name, average) in self.ema.iter().flatten() {
-            take(format!("{}/ema/{name}", self.name), average)?;
-        }
-        for (name, old) in self.old.iter().flatten() {
-            take(format!("{}/old/{name}", self.name), old)?;
-        }
-        Ok(())
+            Ok(match range {
+                Some(range) => state.load_range(key, range)?,
+                None => state.load(key)?,
+            })
+        })
     }
 
-    fn param_key(&self, name: &str) -> String {
-        format!("{}/param/{name}", self.name)
+    /// Takes over a state that [`whole_state`](Self::whole_state) gave.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_whole(&mut self, steps: u64, state: &Tensors) -> Result<(), TrainError> {
+        self.take_over(steps, &|key, shape, range| {
+            let saved = state.get(key).filter(|saved| saved.size() == shape);
+            let saved = saved.ok_or_else(|| unfit(key))?;
+            Ok(match range {
+                Some(range) => {
+                    let flat = saved.f_contiguous()?.f_view(-1)?;
+                    flat.f_narrow(0, range.start, range.end - range.start)?
+                }
+                None => saved.shallow_clone(),
+            })
+        })
     }
+
+    /// `find` gives the tensor of a name and shape, or a stretch of it, flat.
+    fn take_over(&mut self, steps: u64, find: &Find<'_>) -> Result<(), TrainError> {
+        let copy = |from: Tensor, to: &Tensor| -> Result<(), TrainError> {
+            Ok(tch::no_grad(|| to.shallow_clone().f_copy_(&from))?)
+        };
+        for (name, param) in &self.params {
+            copy(find(&self.key("param", name), &param.size(), None)?, param)?;
+        }
+        for (name, old) in self.old.iter().flatten() {
+            copy(find(&self.key("old", name), &old.size(), None)?, old)?;
+        }
+        let seated = self.seated()?;
+        let mut moments = Tensors::new();
+        for own in &seated.own {
+            let name = &seated.gradient.layout().names()[own.param];
+            let shape = seated.leaves[own.param].size();
+            let range = (own.len != leaf_len(&shape)).then(|| own.from..own.from + own.len);
+            for part in seated.optimiser.parts(&own.name) {
+                let key = self.key("adamw", &format!("{name}.{part}"));
+                moments.insert(format!("{}.{part}", own.name), find(&key, &shape, range.clone())?);
+            }
+            if let Some(average) = seated.ema.as_ref().and_then(|ema| ema.get(&own.name)) {
+                copy(find(&self.key("ema", name), &shape, range)?, average)?;
+            }
+        }
+        Ok(self.seated_mut()?.optimiser.load(steps, &moments)?)
+    }
+
+    fn key(&self, kind: &str, name: &str) -> String {
+        format!("{}/{kind}/{name}", self.name)
+    }
+}
+
+/// A saved tensor by its key and shape, or a stretch of its elements, flat.
+type Find<'a> = dyn Fn(&str, &[i64], Option<Range<i64>>) -> Result<Tensor, TrainError> + 'a;
+
+fn leaf_len(shape: &[i64]) -> i64 {
+    shape.iter().product()
+}
+
+fn unfit(key: &str) -> TrainError {
+    TrainError::Checkpoint(format!("`{key}` is missing or has another shape"))
+}
+
+fn standing(name: &str) -> TrainError {
+    TrainError::Protocol(format!("the {name} branch has no place in a group yet"))
 }

@@ -5,7 +5,6 @@
 //! written by that rank. A reader puts both together without asking who wrote them.
 
 use super::Engine;
-use super::branch::Saved;
 use crate::error::TrainError;
 use duet_torch::tensorfile::{Assembly, Metadata, Piece, TensorFile, TensorSource};
 use duet_torch::tensorfile::{encode_into, lay_pieces};
@@ -88,9 +87,9 @@ pub fn restore(engine: &mut Engine, files: Vec<TensorFile>) -> Result<(), TrainE
     }
     let none = || TrainError::Checkpoint("it has no shards".to_owned());
     let [version, llm, dit] = counters.ok_or_else(none)?;
-    let whole = Assembly::new(files).map_err(|error| TrainError::Checkpoint(error.to_string()))?;
-    let state = Saved::Files(&whole);
-    let fits = engine.llm.load(llm, state).and_then(|()| engine.dit.load(dit, state));
+    engine.sit_if_standing()?;
+    let state = Assembly::new(files).map_err(|error| TrainError::Checkpoint(error.to_string()))?;
+    let fits = engine.llm.load(llm, &state).and_then(|()| engine.dit.load(dit, &state));
     fits.map_err(|error| match error {
         error @ TrainError::Checkpoint(_) => error,
         error => TrainError::Checkpoint(error.to_string()),

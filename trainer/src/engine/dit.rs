@@ -1,6 +1,7 @@
 //! The transformer's part of an update: one micro-batch for each sub-tree.
 
 use super::batch::{Batch, LocalTrace};
+use super::gradient::Reduction;
 use super::tally::Tally;
 use super::{Before, Engine};
 use crate::error::TrainError;
@@ -21,7 +22,7 @@ pub fn accumulate(
     engine: &mut Engine,
     batch: &Batch,
     before: &mut Before,
-    tally: &mut Tally,
+    (sums, tally): (&mut Reduction<'_>, &mut Tally),
 ) -> Result<(), TrainError> {
     for (t, tree) in batch.trees.iter().enumerate() {
         for (j, trace) in tree.traces.iter().enumerate() {
@@ -55,7 +56,7 @@ pub fn accumulate(
                 tally.bad(format!("dit loss of {}", tree.id.subtree(j as u32)));
                 continue;
             }
-            engine.dit.backward(&(loss.value * batch.gates.dit))?;
+            engine.dit.backward(&(loss.value * batch.gates.dit), sums)?;
         }
     }
     Ok(())

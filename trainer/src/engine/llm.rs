@@ -1,6 +1,7 @@
 //! The language model's part of an update: one micro-batch for each tree.
 
 use super::batch::{Batch, LocalTree};
+use super::gradient::Reduction;
 use super::tally::Tally;
 use super::{Before, Engine};
 use crate::error::TrainError;
@@ -25,7 +26,7 @@ pub fn accumulate(
     batch: &Batch,
     totals: LlmTotals,
     before: &mut Before,
-    tally: &mut Tally,
+    (sums, tally): (&mut Reduction<'_>, &mut Tally),
 ) -> Result<(), TrainError> {
     for (t, tree) in batch.trees.iter().enumerate() {
         if tree.traces.iter().all(|trace| trace.advantage.is_none()) {
@@ -64,7 +65,7 @@ pub fn accumulate(
             tally.bad(format!("llm loss of tree {}", tree.id));
             continue;
         }
-        engine.llm.backward(&(loss.value * batch.gates.llm))?;
+        engine.llm.backward(&(loss.value * batch.gates.llm), sums)?;
     }
     Ok(())
 }

@@ -2,8 +2,8 @@
 //! and knows no network beyond the collectives it is given.
 //!
 //! ```text
-//! step:  decode -> LLM: a micro-batch a tree ---\
-//!               -> DiT: one a sub-tree ---------+-> exchange tallies -> sum gradients -> finite?
+//! step:  decode -> LLM: a micro-batch a tree ---\   (sums over ranks begin in the last one)
+//!               -> DiT: one a sub-tree ---------+-> await sums -> exchange tallies -> finite?
 //!                                                    -> clip -> AdamW (each branch) -> digest
 //! ```
 //! Every normaliser is counted over the global batch, so the sum of gradients over micro-batches
@@ -13,8 +13,11 @@ pub mod batch;
 pub mod branch;
 pub mod checkpoint;
 mod dit;
+pub mod gradient;
+pub mod layout;
 pub(crate) mod llm;
 mod nft;
+pub mod norm;
 mod settings;
 pub(crate) mod tally;
 
@@ -33,6 +36,8 @@ use duet_models::pipeline::Pipeline;
 use duet_torch::collective::Collective;
 use duet_torch::tensorfile::{Metadata, encode};
 use duet_torch::{Tensors, digest_tensors};
+use gradient::Reduction;
+use layout::Seat;
 use std::collections::BTreeMap;
 use tally::Tally;
 use tch::Tensor;
@@ -89,6 +94,27 @@ impl Engine {
         Ok(Engine { settings, pipeline, llm, dit, llm_base, dit_base, version: 0 })
     }
 
+    /// Takes a place in a group; [`step`](Self::step) and restoring do, where nobody did.
+    ///
+    /// # Errors
+    /// A state that is shared out among ranks cannot go along to another place.
+    pub fn sit(&mut self, seat: Seat) -> Result<(), TrainError> {
+        let sharing = self.settings.sharing;
+        self.llm.sit(seat, sharing)?;
+        self.dit.sit(seat, sharing)
+    }
+
+    /// Takes the place of an only rank, unless it has one.
+    fn sit_if_standing(&mut self) -> Result<(), TrainError> {
+        let sharing = self.settings.sharing;
+        for branch in [&mut self.llm, &mut self.dit] {
+            if branch.is_standing() {
+                branch.sit(Seat::ALONE, sharing)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Policy version: optimiser steps of the run.
     pub fn version(&self) -> u64 {
         self.version
@@ -129,6 +155,7 @@ impl Engine {
                 format!("asked for iteration {iteration} while at version {}", self.version);
             return Err(TrainError::Protocol(reason));
         }
+        self.sit(Seat { rank: group.rank(), world: group.world() })?;
         if !input.step.update {
             return Ok(BTreeMap::new());
         }
@@ -172,33 +199,41 @@ impl Engine {
         before: &mut Before,
         group: &dyn Collective,
     ) -> Result<BTreeMap<String, f64>, TrainError> {
-        self.llm.clear();
-        self.dit.clear();
         let open = Open::of(batch.gates, totals, batch.dit_terms);
+        let mut sums = Sums {
+            llm: open.llm.then(|| self.llm.begin(group, batch.llm_micro_batches)).transpose()?,
+            dit: open.dit.then(|| self.dit.begin(group, batch.dit_micro_batches)).transpose()?,
+        };
         let mut tally = Tally::default();
-        let local = self.accumulate(batch, totals, before, open, &mut tally);
+        let local = self.accumulate(batch, totals, before, &mut sums, &mut tally);
         if let Err(error) = &local {
             tally.failed(error);
         }
+        // Also where this rank failed: the others count on it.
+        if let Some(sum) = &mut sums.llm {
+            self.llm.finish(sum)?;
+        }
+        if let Some(sum) = &mut sums.dit {
+            self.dit.finish(sum)?;
+        }
         let mut metrics = tally.exchange(group, batch.iteration)?.sums;
         local?;
-        let (norm, bucket) = (self.settings.max_grad_norm, self.settings.bucket_bytes);
         let branches = [(&mut self.llm, open.llm), (&mut self.dit, open.dit)];
         let branches = branches.into_iter().filter(|(_, open)| *open).map(|(branch, _)| branch);
-        let branches: Vec<&mut Branch> = branches.collect();
+        let mut branches: Vec<&mut Branch> = branches.collect();
         // Both are checked before either steps.
-        for branch in &branches {
-            branch.reduce(group, bucket)?;
-            let found = branch.clip(norm)?;
-            if !found.is_finite() {
-                let place = branch.bad_gradient().unwrap_or("the sum of all");
-                let (what, iteration) = (format!("{} gradient", branch.name), batch.iteration);
-                return Err(TrainError::NonFinite { what, iteration, place: place.to_owned() });
+        for branch in &mut branches {
+            let (name, lr) = (branch.name, branch.lr());
+            let (norm, bad) = branch.clip(group, self.settings.max_grad_norm)?;
+            if !norm.is_finite() {
+                let place = bad.unwrap_or("the sum of all").to_owned();
+                let (what, iteration) = (format!("{name} gradient"), batch.iteration);
+                return Err(TrainError::NonFinite { what, iteration, place });
             }
-            metrics.insert(format!("{}/grad_norm", branch.name), found);
-            metrics.insert(format!("{}/learning_rate", branch.name), branch.lr());
+            metrics.insert(format!("{name}/grad_norm"), norm);
+            metrics.insert(format!("{name}/learning_rate"), lr);
         }
-        branches.into_iter().try_for_each(Branch::step)?;
+        branches.into_iter().try_for_each(|branch| branch.step(group))?;
         Ok(metrics)
     }
 
@@ -207,19 +242,24 @@ impl Engine {
         batch: &Batch,
         totals: LlmTotals,
         before: &mut Before,
-        open: Open,
+        sums: &mut Sums<'_>,
         tally: &mut Tally,
     ) -> Result<(), TrainError> {
-        if open.llm {
-            llm::accumulate(self, batch, totals, before, tally)?;
-        }
-        if open.dit {
-            match self.settings.nft {
-                Some(nft) => nft::accumulate(self, nft, batch, before, tally)?,
-                None => dit::accumulate(self, batch, before, tally)?,
+        let mut done = Ok(());
+        if let Some(sum) = &mut sums.llm {
+            done = llm::accumulate(self, batch, totals, before, (sum, tally));
+            if !matches!(done, Err(TrainError::Collective(_))) {
+                // Before any of the other branch, on every rank.
+                self.llm.begin_all(sum)?;
             }
         }
-        Ok(())
+        if let (Some(sum), Ok(())) = (&mut sums.dit, &done) {
+            done = match self.settings.nft {
+                Some(nft) => nft::accumulate(self, nft, batch, before, (sum, tally)),
+                None => dit::accumulate(self, batch, before, (sum, tally)),
+            };
+        }
+        done
     }
 
     /// What `run` gives under the reference policy; `None` where no penalty asks for it.
@@ -294,6 +334,12 @@ pub(crate) fn describe(branch: &Branch) -> Metadata {
         metadata.insert("lora_targets".to_owned(), config.targets.join(","));
     }
     metadata
+}
+
+/// The sums over ranks of an update, of the branches that it trains.
+struct Sums<'g> {
+    llm: Option<Reduction<'g>>,
+    dit: Option<Reduction<'g>>,
 }
 
 /// Which branches an update trains: gate open, and something to train on.

@@ -6,6 +6,7 @@
 //! the first update and kept for further ones.
 
 use super::batch::{Batch, LocalTrace};
+use super::gradient::Reduction;
 use super::settings::Nft;
 use super::tally::Tally;
 use super::{Before, Engine};
@@ -33,7 +34,7 @@ pub fn accumulate(
     nft: Nft,
     batch: &Batch,
     before: &mut Before,
-    tally: &mut Tally,
+    (sums, tally): (&mut Reduction<'_>, &mut Tally),
 ) -> Result<(), TrainError> {
     if engine.dit.lags() && before.dit.is_empty() {
         // Together, so that the weights are changed once.
@@ -79,7 +80,7 @@ pub fn accumulate(
                     tally.bad(format!("dit loss of {id}"));
                     continue;
                 }
-                engine.dit.backward(&(loss.value * batch.gates.dit))?;
+                engine.dit.backward(&(loss.value * batch.gates.dit), sums)?;
             }
             if let (Some(computed), true) = (computed, engine.settings.updates > 1) {
                 before.dit.insert((t, j), computed);

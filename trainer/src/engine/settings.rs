@@ -1,5 +1,6 @@
 //! What a run's configuration says to the engine, in the engine's own words.
 
+use super::gradient::Sharing;
 use duet_core::Seed;
 use duet_models::lora::LoraConfig;
 use duet_models::loss::{DitLoss, LlmLoss, NftLoss};
@@ -87,6 +88,8 @@ pub struct Settings {
     pub updates: u32,
     /// Activations are computed again in the backward pass instead of kept.
     pub recompute: bool,
-    /// Gradients are summed over ranks in pieces of at most this size.
-    pub bucket_bytes: usize,
+    /// How gradients are summed over ranks.
+    pub sharing: Sharing,
+    /// Ranks talk through NCCL, on this CUDA device; `None`: through Gloo.
+    pub nccl: Option<usize>,
 }

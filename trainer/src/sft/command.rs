@@ -3,6 +3,7 @@
 use super::checkpoint::Checkpoints;
 use super::data;
 use super::tuner::{Settings, StepDone, Tuner};
+use crate::engine::gradient::Sharing;
 use crate::error::TrainError;
 use crate::failure::Failure;
 use crate::translate;
@@ -11,7 +12,7 @@ use duet_config::{Config, Device, Sft};
 use duet_core::{Digest, Seed};
 use duet_models::defaults::Defaults;
 use duet_service::shutdown;
-use duet_torch::collective::{AbortHandle, Collective, Gloo, GlooOptions, Solo, Store};
+use duet_torch::collective::{AbortHandle, Collective, Gloo, GroupOptions, Solo, Store};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -146,7 +147,13 @@ fn settings(config: &Config, sft: Sft) -> Result<Settings, Failure> {
         seed: Seed::root(config.run.seed),
         sft,
         max_grad_norm: config.trainer.max_grad_norm,
-        bucket_bytes: (config.trainer.bucket_mib as usize) << 20,
+        // Ranks hold the whole state, of which rank 0 writes the checkpoints, and how many rows they
+        // pack their examples into is their own affair.
+        sharing: Sharing {
+            zero: 0,
+            each_micro_batch: false,
+            ..translate::sharing(&config.trainer)
+        },
     })
 }
 
@@ -210,7 +217,7 @@ fn group(args: &SftArgs, config: &Config) -> Result<Box<dyn Collective>, Failure
     if let Some(path) = args.ready_file.as_ref().filter(|_| args.rank == 0) {
         whole(path, store.address().as_bytes())?;
     }
-    let options = GlooOptions {
+    let options = GroupOptions {
         rank: args.rank,
         world,
         group: "sft".to_owned(),

@@ -5,7 +5,9 @@
 //! packing and the number of ranks change the order of additions, nothing else.
 
 use super::data::Worked;
-use crate::engine::branch::{Branch, Saved};
+use crate::engine::branch::Branch;
+use crate::engine::gradient::{Reduction, Sharing};
+use crate::engine::layout::Seat;
 use crate::engine::tally::Tally;
 use crate::engine::{BranchSettings, OldPolicy, llm};
 use crate::error::TrainError;
@@ -39,8 +41,8 @@ pub struct Settings {
     pub sft: Sft,
     /// Gradients are scaled down to this L2 norm.
     pub max_grad_norm: f64,
-    /// Gradients are summed over ranks in pieces of at most this size.
-    pub bucket_bytes: usize,
+    /// How gradients are summed over ranks.
+    pub sharing: Sharing,
 }
 
 /// A step, for people and programs: a line of `metrics.jsonl`.
@@ -115,7 +117,8 @@ impl Tuner {
         let old = OldPolicy::Trained;
         let branch = BranchSettings { lr: sft.lr, adamw, lora: None, frozen: false, ema: 0.0, old };
         let seed = settings.seed.derive(Purpose::Weights, &[2]);
-        let branch = Branch::new("llm", &mut pipeline.lm, Lm::params, branch, &seed)?;
+        let mut branch = Branch::new("llm", &mut pipeline.lm, Lm::params, branch, &seed)?;
+        branch.sit(Seat::ALONE, settings.sharing)?;
         let dropped = all - examples.len();
         let order = (u64::MAX, Vec::new());
         Ok(Tuner { settings, pipeline, branch, examples, anchor, dropped, step: 0, order })
@@ -165,7 +168,7 @@ impl Tuner {
 
     /// Parameters and optimiser state; handles, not copies.
     pub fn state(&self) -> Tensors {
-        self.branch.state().into_iter().map(|piece| (piece.name, piece.tensor)).collect()
+        self.branch.whole_state()
     }
 
     /// Goes on after `step` steps from a state that [`state`](Self::state) gave.
@@ -178,7 +181,7 @@ impl Tuner {
         optimiser_steps: u64,
         state: &Tensors,
     ) -> Result<(), TrainError> {
-        self.branch.load(optimiser_steps, Saved::Tensors(state))?;
+        self.branch.load_whole(optimiser_steps, state)?;
         self.step = step;
         Ok(())
     }
@@ -209,7 +212,8 @@ impl Tuner {
         let answers: usize = batch.iter().map(|at| self.examples[*at].answer_len()).sum();
         let tokens: usize = batch.iter().map(|at| self.examples[*at].len()).sum();
         let (rank, world) = (group.rank() as usize, group.world() as usize);
-        self.branch.clear();
+        let seat = Seat { rank: group.rank(), world: group.world() };
+        self.branch.sit(seat, self.settings.sharing)?;
         let mut tally = Tally::default();
         let kept = |at: &usize| {
             let prompts = self.anchor.as_ref().map(|(_, prompts)| prompts[*at].len());
@@ -217,24 +221,31 @@ impl Tuner {
         };
         let kept: usize = batch.iter().map(kept).sum();
         let own: Vec<usize> = batch.into_iter().skip(rank).step_by(world).collect();
-        let local = self.accumulate(&own, (answers as f64, kept as f64), &mut tally);
+        let lengths: Vec<usize> = own.iter().map(|at| self.examples[*at].len()).collect();
+        let rows = pack(&lengths, self.settings.sft.pack_tokens as usize);
+        let rows: Vec<Vec<usize>> =
+            rows.into_iter().map(|row| row.into_iter().map(|at| own[at]).collect()).collect();
+        let count = rows.len() as u32;
+        let mut sums = self.branch.begin(group, (count, count))?;
+        let totals = (answers as f64, kept as f64);
+        let local = self.accumulate(&rows, totals, &mut sums, &mut tally);
         if let Err(error) = &local {
             tally.failed(error);
         }
+        self.branch.finish(&mut sums)?;
         let number = u32::try_from(self.step).unwrap_or(u32::MAX);
         let sums = tally.exchange(group, number)?.sums;
         local?;
         let settings = &self.settings;
-        self.branch.reduce(group, settings.bucket_bytes)?;
-        let grad_norm = self.branch.clip(settings.max_grad_norm)?;
+        let (grad_norm, bad) = self.branch.clip(group, settings.max_grad_norm)?;
         if !grad_norm.is_finite() {
-            let place = self.branch.bad_gradient().unwrap_or("the sum of all").to_owned();
+            let place = bad.unwrap_or("the sum of all").to_owned();
             let what = "the gradient".to_owned();
             return Err(TrainError::NonFinite { what, iteration: number, place });
         }
         let lr = settings.sft.lr_at(self.step, self.steps());
         self.branch.set_lr(lr);
-        self.branch.step()?;
+        self.branch.step(group)?;
         let epoch = self.step / self.steps_per_epoch() + 1;
         self.step += 1;
         let sum = |name: &str| sums.get(name).copied().unwrap_or(0.0);
@@ -255,13 +266,12 @@ impl Tuner {
     /// Adds up the gradients of this rank's examples, a packed row at a time.
     fn accumulate(
         &mut self,
-        own: &[usize],
+        rows: &[Vec<usize>],
         (answers, kept): (f64, f64),
+        sums: &mut Reduction<'_>,
         tally: &mut Tally,
     ) -> Result<(), TrainError> {
-        let lengths: Vec<usize> = own.iter().map(|at| self.examples[*at].len()).collect();
-        for row in pack(&lengths, self.settings.sft.pack_tokens as usize) {
-            let places: Vec<usize> = row.into_iter().map(|at| own[at]).collect();
+        for places in rows {
             let row: Vec<&Example> = places.iter().map(|at| &self.examples[*at]).collect();
             let loss = row_loss(&self.pipeline.lm, &row)?;
             let value = loss.sum.double_value(&[]);
@@ -279,7 +289,7 @@ impl Tuner {
                 tally.add("anchor", apart.double_value(&[]) / kept);
                 mean += apart * (self.settings.sft.anchor / kept);
             }
-            self.branch.backward(&mean)?;
+            self.branch.backward(&mean, sums)?;
         }
         Ok(())
     }

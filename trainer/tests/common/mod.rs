@@ -21,10 +21,15 @@ use duet_models::render::{Condition, RenderOptions, render};
 use duet_models::sde::SdeKind;
 use duet_models::tokenizer::Tokenizer;
 use duet_models::vae::{Vae, VaeConfig};
+use duet_torch::collective::{AbortHandle, Collective, Gloo, GroupOptions, Store};
 use duet_torch::optim::AdamWOptions;
 use duet_trainer::engine::batch::{StepInput, TraceFiles, share};
+use duet_trainer::engine::gradient::Sharing;
 use duet_trainer::engine::{BranchSettings, OldPolicy, Settings};
 use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 const CORPUS: [&str; 2] = [
     "system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial \
@@ -147,7 +152,13 @@ pub fn settings(model: &Path) -> Settings {
         max_grad_norm: 1.0,
         updates: 1,
         recompute: false,
-        bucket_bytes: 16 << 10,
+        sharing: Sharing {
+            zero: 0,
+            each_micro_batch: false,
+            overlap: true,
+            bucket_bytes: 16 << 10,
+        },
+        nccl: None,
     }
 }
 
@@ -273,4 +284,25 @@ impl Rollouts {
         self.step.gates = gates;
         self
     }
+}
+
+/// Runs `world` ranks, each on a thread of its own.
+pub fn ranks<T: Send + 'static>(
+    world: u32,
+    body: impl Fn(&dyn Collective) -> T + Send + Sync + 'static,
+) -> Vec<T> {
+    let patient = Duration::from_secs(120);
+    let server = Store::serve("127.0.0.1", patient).unwrap();
+    let (address, body) = (server.address().to_owned(), Arc::new(body));
+    let start = |rank| {
+        let (body, address) = (body.clone(), address.clone());
+        thread::spawn(move || {
+            let store = Arc::new(Store::connect(&address, patient).unwrap());
+            let (group, host) = ("ddp".to_owned(), "127.0.0.1".to_owned());
+            let options = GroupOptions { rank, world, group, host, deadline: patient, threads: 1 };
+            body(&Gloo::connect(store, options, AbortHandle::default()).unwrap())
+        })
+    };
+    let threads: Vec<_> = (0..world).map(start).collect();
+    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
 }

@@ -2,6 +2,7 @@
 
 use crate::error::Problems;
 use crate::raw::Raw;
+use crate::sections::{Collective, Device};
 use std::net::SocketAddr;
 
 /// `[run]`
@@ -81,6 +82,14 @@ pub(super) fn trainer(raw: &Raw, problems: &mut Problems) {
             trainer.world_size
         )
     });
+    if let Some(least) = trainer.min_world_size {
+        problems.check((1..=trainer.world_size).contains(&least), "trainer.min_world_size", || {
+            format!(
+                "is {least}; use 1 to trainer.world_size, which is {}, or leave it out",
+                trainer.world_size
+            )
+        });
+    }
     problems.check(
         trainer.max_grad_norm.is_finite() && trainer.max_grad_norm > 0.0,
         "trainer.max_grad_norm",
@@ -92,6 +101,17 @@ pub(super) fn trainer(raw: &Raw, problems: &mut Problems) {
     });
     problems.check((0.0..1.0).contains(&trainer.ema), "trainer.ema", || {
         format!("is {}; use 0 (none) or a decay below 1, such as 0.9", trainer.ema)
+    });
+    problems.check(trainer.zero <= 2, "trainer.zero", || {
+        format!(
+            "is {}; use 0 (every rank holds all), 1 (the optimiser's state is shared out) or 2 \
+             (gradients too)",
+            trainer.zero
+        )
+    });
+    let nccl = trainer.collective == Collective::Nccl;
+    problems.check(!nccl || raw.workers.device == Device::Cuda, "trainer.collective", || {
+        "is `nccl`, which needs GPUs, but workers.device is `cpu`; use `auto` or `gloo`".to_owned()
     });
     problems
         .check(trainer.bucket_mib >= 1, "trainer.bucket_mib", || "is 0; use at least 1".to_owned());

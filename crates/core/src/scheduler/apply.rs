@@ -48,14 +48,21 @@ impl State {
                 entry.fate = Some(Fate::Failed(reason.clone()));
                 self.totals.failed += 1;
             }
-            Record::EpochStarted { epoch } => {
+            Record::EpochStarted { epoch, world } => {
                 if *epoch <= self.epoch {
                     return misfit(format!("trainer {epoch} was there before"));
                 }
-                self.epoch = *epoch;
+                (self.epoch, self.world) = (*epoch, *world);
             }
             Record::StepCommitted { iteration, weights, metrics } => {
                 self.commit(spec, *iteration, weights, metrics)?;
+            }
+            Record::Retaken { iteration, digest } => {
+                let world = self.world;
+                let Some(step) = self.steps.get_mut(iteration) else {
+                    return misfit(format!("DU-4: step {iteration} retaken, never committed"));
+                };
+                (step.retaken, step.world) = (Some(*digest), world);
             }
             Record::Checkpointed { version, manifest } => {
                 if *version > self.version {
@@ -240,7 +247,8 @@ impl State {
         }
         self.watch(spec, iteration);
         self.version = weights.version;
-        let step = Committed { weights: weights.clone(), metrics: metrics.clone() };
+        let (weights, metrics) = (weights.clone(), metrics.clone());
+        let step = Committed { weights, metrics, world: self.world, retaken: None };
         self.steps.insert(iteration, step);
         if Mutation::CollectEarly.on() {
             self.forget_before(spec, self.version);

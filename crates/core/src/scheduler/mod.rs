@@ -75,6 +75,8 @@ pub struct Scheduler {
     adopted: bool,
     /// Trainer groups that came to nothing since the last commit.
     group_failures: GroupFailures,
+    /// Since when there are fewer trainers than wanted, but enough to go on.
+    short_since: Option<Millis>,
     /// Iterations in a row of which no tree survived.
     barren: BTreeSet<u32>,
     /// Checkpoints whose shards are being written.
@@ -130,6 +132,7 @@ impl Scheduler {
             unsettled: BTreeMap::new(),
             adopted: false,
             group_failures: GroupFailures::default(),
+            short_since: None,
             barren: BTreeSet::new(),
             saving: BTreeMap::new(),
             saving_failures: 0,

@@ -1,7 +1,9 @@
 //! What the journal holds: the decisions from which the durable state can be rebuilt (DU-11).
 
 use crate::work::{Done, LeaseId, Weights};
-use crate::{ArtifactRef, Generation, Millis, PolicyVersion, TrainerEpoch, TreeId, WorkerId};
+use crate::{
+    ArtifactRef, Digest, Generation, Millis, PolicyVersion, TrainerEpoch, TreeId, WorkerId,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -82,6 +84,9 @@ pub enum Record {
     EpochStarted {
         /// Its number.
         epoch: TrainerEpoch,
+        /// Its ranks; 0 in journals that do not say.
+        #[serde(default)]
+        world: u32,
     },
     /// An optimiser step is part of the run (DU-4).
     StepCommitted {
@@ -92,6 +97,14 @@ pub enum Record {
         /// Losses, ratios, norms.
         #[serde(with = "crate::exact::numbers")]
         metrics: BTreeMap<String, f64>,
+    },
+    /// A group of another size repeated a step: what the ranks hold differs in rounding from what was
+    /// committed and samples, and they go on from it.
+    Retaken {
+        /// Which iteration.
+        iteration: u32,
+        /// Hash over what the ranks hold after it.
+        digest: Digest,
     },
     /// A checkpoint is complete.
     Checkpointed {

@@ -93,6 +93,12 @@ pub struct Committed {
     /// The trainers' numbers.
     #[serde(with = "crate::exact::numbers")]
     pub metrics: BTreeMap<String, f64>,
+    /// Ranks of the group that took it last; 0: not known.
+    #[serde(default)]
+    pub world: u32,
+    /// Hash over what the ranks held when a group of another size had repeated it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retaken: Option<Digest>,
 }
 
 /// Totals that survive everything.
@@ -131,6 +137,9 @@ pub struct State {
     pub trees: BTreeMap<TreeId, Tree>,
     /// Committed steps not yet collected, by iteration.
     pub steps: BTreeMap<u32, Committed>,
+    /// Ranks of the newest trainer group; 0: not known.
+    #[serde(default)]
+    pub world: u32,
     /// The newest checkpoint.
     pub checkpoint: Option<(PolicyVersion, ArtifactRef)>,
     /// Whether the run is paused.
@@ -163,6 +172,7 @@ impl State {
             admitted: 0,
             trees: BTreeMap::new(),
             steps: BTreeMap::new(),
+            world: 0,
             checkpoint: None,
             paused: false,
             stopping: false,
@@ -190,6 +200,21 @@ impl State {
         }
         let step = u32::try_from(version.0 - 1).ok()?;
         self.steps.get(&step).map(|step| step.weights.clone())
+    }
+
+    /// Hash over what the ranks hold at a committed version, where they have trained.
+    pub fn trained_digest(&self, version: PolicyVersion) -> Option<Digest> {
+        let step = self.steps.get(&u32::try_from(version.0.checked_sub(1)?).ok()?)?;
+        Some(step.retaken.unwrap_or(step.weights.digest))
+    }
+
+    /// Whether the newest group, repeating the steps since the checkpoint, must come out at the bits
+    /// that were committed after `iteration`: sums over another number of ranks are rounded otherwise.
+    pub fn repeats_exactly(&self, spec: &RunSpec, iteration: u32) -> bool {
+        let size = |world: u32| if world == 0 { spec.world } else { world };
+        let saved = self.checkpoint.as_ref().map_or(0, |(version, _)| version.0 as u32);
+        let steps = self.steps.range(saved.min(iteration)..=iteration);
+        steps.into_iter().all(|(_, step)| size(step.world) == size(self.world))
     }
 
     /// The sub-tree, when it exists.

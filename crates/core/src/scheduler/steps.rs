@@ -157,8 +157,9 @@ impl Scheduler {
     fn all_stepped(&mut self, members: Vec<WorkerId>, step: Step, done: BTreeMap<u32, StepDone>) {
         let Some(first) = done.get(&0).cloned() else { return };
         let version = PolicyVersion(u64::from(step.iteration) + u64::from(step.update));
-        let committed = self.state.weights(version).filter(|w| w.version.0 > 0).map(|w| w.digest);
-        let expected = committed.unwrap_or(first.weights.digest);
+        let committed = self.state.trained_digest(version);
+        let exact = !step.update || self.state.repeats_exactly(&self.spec, step.iteration);
+        let expected = committed.filter(|_| exact).unwrap_or(first.weights.digest);
         let differs = done.values().find(|done| done.weights.digest != expected);
         if let Some(other) = differs.filter(|_| !Mutation::SkipDigest.on()) {
             let text = format!(
@@ -166,7 +167,7 @@ impl Scheduler {
                 other.rank,
                 step.iteration,
                 other.weights.digest,
-                if committed.is_some() { "committed were" } else { "rank 0 has" }
+                if committed.is_some() && exact { "committed were" } else { "rank 0 has" }
             );
             let worker = members.get(other.rank.0 as usize).cloned();
             self.fail_group(&worker.unwrap_or_else(|| WorkerId::from("")), "divergence", &text);
@@ -174,6 +175,9 @@ impl Scheduler {
         }
         if version > self.state.version {
             self.commit_step(&step, &first);
+        } else if !exact {
+            let (iteration, digest) = (step.iteration, first.weights.digest);
+            self.commit(Record::Retaken { iteration, digest });
         }
         self.group = Group::Ready { members, version };
         if step.checkpoint {

@@ -9,7 +9,8 @@
 //! `saving`.
 //!
 //! Every new group restores the newest checkpoint and repeats the committed steps since then from
-//! their stored trees. The digest must come out as journaled; nothing is sampled twice.
+//! their stored trees. The digest must come out as journaled; nothing is sampled twice. A group of
+//! another size, where the run allows one, cannot repeat the bits: what comes out is journaled anew.
 
 use super::api::{Effect, FinishReason};
 use super::record::Record;
@@ -117,6 +118,9 @@ impl Scheduler {
             self.finish(FinishReason::Stopped);
             return;
         }
+        if let Group::Ready { version, .. } = self.group {
+            self.grow_group(version);
+        }
         if matches!(self.group, Group::None) {
             self.form_group();
         }
@@ -132,16 +136,15 @@ impl Scheduler {
         if self.now < self.group_failures.not_before {
             return;
         }
-        let failed = |id: &WorkerId| self.workers.get(id).map_or(0, |worker| worker.failed);
-        let world = self.spec.world as usize;
         let mut members: Vec<WorkerId> = self.workers.idle(Role::Trainer).cloned().collect();
-        if members.len() < world {
-            return;
-        }
+        let Some(world) = self.possible_world(members.len()) else { return };
+        let failed = |id: &WorkerId| self.workers.get(id).map_or(0, |worker| worker.failed);
         members.sort_by_key(failed);
         members.truncate(world);
         members.sort();
-        self.commit(Record::EpochStarted { epoch: TrainerEpoch(self.state.epoch.0 + 1) });
+        let (epoch, world) = (TrainerEpoch(self.state.epoch.0 + 1), members.len() as u32);
+        self.commit(Record::EpochStarted { epoch, world });
+        self.short_since = None;
         self.group = Group::Forming {
             members,
             restore: self.state.checkpoint.clone(),
@@ -150,6 +153,45 @@ impl Scheduler {
             ready: BTreeSet::new(),
             deadline: self.now.after(self.spec.timing.rendezvous),
         };
+    }
+
+    /// How many of `idle` trainers form a group now: all that are wanted, or, when those did not come
+    /// for a while, as many as there are, if the run allows it. A checkpoint on its way is waited for,
+    /// since it holds what a smaller group would repeat to other bits.
+    fn possible_world(&mut self, idle: usize) -> Option<usize> {
+        let full = self.spec.world as usize;
+        if idle >= full {
+            return Some(full);
+        }
+        let least = self.spec.min_world as usize;
+        if least == 0 || idle < least || self.writing.is_some() {
+            self.short_since = None;
+            return None;
+        }
+        let since = *self.short_since.get_or_insert(self.now);
+        (self.now >= since.after(self.patience())).then_some(idle)
+    }
+
+    /// How long a group waits for its last ranks: for the first start, or for a process to come back.
+    fn patience(&self) -> Millis {
+        let timing = &self.spec.timing;
+        if self.state.epoch.0 == 0 { timing.rendezvous } else { timing.heartbeat_timeout }
+    }
+
+    /// A group that is smaller than wanted ends when more ranks are there and a new one would have
+    /// nothing to repeat.
+    fn grow_group(&mut self, version: PolicyVersion) {
+        let saved = self.state.checkpoint.as_ref().map_or(PolicyVersion(0), |(v, _)| *v);
+        let members = self.group.members().to_vec();
+        let idle = self.workers.idle(Role::Trainer).filter(|id| !members.contains(id)).count();
+        let short = members.len() < self.spec.world as usize;
+        if !short || idle == 0 || saved != version || self.writing.is_some() {
+            return;
+        }
+        let reason = format!("{idle} more trainers are there");
+        let epoch = self.state.epoch;
+        self.group = Group::None;
+        self.output.effects.push(Effect::AbortTrainers { epoch, workers: members, reason });
     }
 
     /// Tells each waiting rank its part, once.
@@ -220,17 +262,17 @@ impl Scheduler {
             return Verdict::Duplicate;
         };
         let expected = restore.as_ref().map_or(PolicyVersion(0), |(version, _)| *version);
-        let committed = self.state.weights(expected).filter(|w| w.version.0 > 0);
-        let differs = committed.filter(|weights| weights.digest != digest);
+        let committed = self.state.trained_digest(expected);
+        let differs = committed.filter(|committed| *committed != digest);
         if version != expected {
             let text = format!("{worker} restored {version} instead of {expected}");
             self.fail_group(worker, "restore", &text);
             return Verdict::Refused(text);
         }
-        if let Some(weights) = differs.filter(|_| !Mutation::SkipDigest.on()) {
+        if let Some(committed) = differs.filter(|_| !Mutation::SkipDigest.on()) {
             let text = format!(
-                "{worker} restored {version} with digest {digest}, but it was committed with {}",
-                weights.digest
+                "{worker} restored {version} with digest {digest}, but it was committed with \
+                 {committed}"
             );
             self.fail_group(worker, "divergence", &text);
             return Verdict::Refused(text);
@@ -278,9 +320,13 @@ impl Scheduler {
     }
 
     pub(super) fn next_group_deadline(&self) -> Option<Millis> {
-        let waiting =
-            matches!(self.group, Group::None) && self.group_failures.not_before > self.now;
-        self.group.deadline().or(waiting.then_some(self.group_failures.not_before))
+        if !matches!(self.group, Group::None) {
+            return self.group.deadline();
+        }
+        let backoff = self.group_failures.not_before;
+        let backoff = (backoff > self.now).then_some(backoff);
+        let smaller = self.short_since.map(|since| since.after(self.patience()));
+        backoff.into_iter().chain(smaller.filter(|at| *at > self.now)).min()
     }
 
     pub(super) fn expire_group(&mut self) {

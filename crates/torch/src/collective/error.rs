@@ -89,13 +89,15 @@ pub enum CollectiveError {
         /// What it wants.
         expected: String,
     },
-    /// An engine that this program was built without.
-    #[error("collectives by {engine} are not built into this program; use `{instead}`")]
-    NotBuilt {
+    /// An engine that cannot be loaded on this machine.
+    #[error("collectives by {engine} cannot be used here: {reason}; {fix}")]
+    Unavailable {
         /// The engine.
         engine: &'static str,
-        /// What there is.
-        instead: &'static str,
+        /// What is missing.
+        reason: String,
+        /// What to do.
+        fix: &'static str,
     },
 }
 

@@ -1,4 +1,4 @@
-use super::{AbortHandle, Collective, CollectiveError, Operation, Pending};
+use super::{AbortHandle, Begun, Collective, CollectiveError, Operation, Pending};
 use tch::Tensor;
 
 /// A group of one: every operation is the identity.
@@ -50,14 +50,14 @@ impl Collective for Solo {
         1
     }
 
-    fn begin_all_reduce(&self, _: &Tensor) -> Result<Box<dyn Pending + '_>, CollectiveError> {
+    fn begin_all_reduce(&self, _: &Tensor) -> Result<Begun<'_>, CollectiveError> {
         self.alive(Operation::AllReduce)?;
         Ok(Box::new(Finished))
     }
 
-    fn reduce_scatter(&self, output: &Tensor, input: &Tensor) -> Result<(), CollectiveError> {
+    fn begin_reduce_scatter(&self, _: &Tensor) -> Result<Begun<'_>, CollectiveError> {
         self.alive(Operation::ReduceScatter)?;
-        copy(Operation::ReduceScatter, output, input)
+        Ok(Box::new(Finished))
     }
 
     fn all_gather(&self, output: &Tensor, input: &Tensor) -> Result<(), CollectiveError> {

@@ -5,6 +5,7 @@ mod groups;
 mod life;
 mod limits;
 mod scores;
+mod smaller;
 
 use super::*;
 use crate::advantage::AdvantageSpec;
@@ -35,6 +36,7 @@ fn spec() -> RunSpec {
         dit_advantage: AdvantageSpec::default(),
         extra_prompts: 0,
         world: 2,
+        min_world: 0,
         checkpoint_every: 2,
         max_attempts: 3,
         quarantine_after: 4,
