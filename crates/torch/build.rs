@@ -3,8 +3,8 @@
 //! A crate that links a program or a test with libtorch reads `DEP_DUET_TORCH_LIB` in its own build
 //! script and passes it on as the run path.
 
-use std::path::PathBuf;
-use std::{env, process};
+use std::path::{Path, PathBuf};
+use std::{env, fs, process};
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
@@ -21,8 +21,15 @@ fn main() {
         process::exit(1);
     }
     let lib = libtorch.join("lib");
-    cc::Build::new()
-        .cpp(true)
+    let threads = openmp(&lib);
+    let mut shim = cc::Build::new();
+    if threads.is_some() {
+        // Makes `at::parallel_for` use libtorch's own threads.
+        shim.flag("-fopenmp");
+    }
+    shim.cpp(true)
+        .opt_level(3)
+        .flag("-Wno-psabi")
         .pic(true)
         .std("c++17")
         .define("USE_C10D_GLOO", None)
@@ -38,6 +45,8 @@ fn main() {
             "csrc/backward.cpp",
             "csrc/error.cpp",
             "csrc/collective.cpp",
+            "csrc/decode.cpp",
+            "csrc/fused.cpp",
             "csrc/memory.cpp",
             "csrc/optim.cpp",
             "csrc/recompute.cpp",
@@ -49,6 +58,17 @@ fn main() {
     for name in ["torch_cpu", "c10"] {
         println!("cargo:rustc-link-lib={name}");
     }
+    if let Some(name) = threads {
+        println!("cargo:rustc-link-lib=dylib:+verbatim={name}");
+    }
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:lib={}", lib.display());
+}
+
+/// The OpenMP library that lies beside libtorch and that libtorch uses. The system's own would start
+/// a second set of threads.
+fn openmp(lib: &Path) -> Option<String> {
+    let names =
+        fs::read_dir(lib).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.starts_with("libgomp") && name.contains(".so")).min()
 }

@@ -202,7 +202,7 @@ impl Engine {
             temperature: self.sampling.temperature,
             eos: vec![tokenizer.im_end(), tokenizer.end_of_text()],
         };
-        let decoder = Decoder::new(&self.pipeline.lm);
+        let decoder = Decoder::new(&self.pipeline.lm)?;
         let sampled = generate_watched(&decoder, question, seed, &options, watch)?;
         let texts = sampled
             .iter()

@@ -55,10 +55,12 @@ impl Learns<'_> {
         4 * (inputs * width + adapted * u64::from(lora.rank))
     }
 
-    /// What an RMS norm keeps beyond its input, a token: on the CPU, where it is no one kernel, the
-    /// input is kept in fp32, and so is the normed input for the gradient of the norm's weight.
+    /// What an RMS norm keeps beyond its input, a token: on the CPU, where it is one kernel in fp32
+    /// only, the input is kept in fp32, and so is the normed input for the gradient of the norm's
+    /// weight.
     fn normed(self, device: Device, width: u64, element: u64) -> u64 {
         match device {
+            Device::Cpu if element == 4 => 0,
             Device::Cpu => width * (4 - element + if self.all() { 4 } else { 0 }),
             Device::Cuda => 0,
         }

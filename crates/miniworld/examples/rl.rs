@@ -84,7 +84,7 @@ impl World {
             temperature: self.temperature,
             eos: vec![tokenizer.im_end()],
         };
-        let answers = generate(&Decoder::new(lm), &prompt, seed, &options)?;
+        let answers = generate(&Decoder::new(lm)?, &prompt, seed, &options)?;
         let tokens: Vec<Vec<i64>> = answers.into_iter().map(|answer| answer.tokens).collect();
         let old = tch::no_grad(|| token_log_probs(lm, &prompt, &tokens, 1.0, false))?.values;
         let embedder = Embedder::new(lm, tokenizer)?;
@@ -120,7 +120,7 @@ impl World {
     /// (semantic, trace, render) accuracy on held-out prompts, one trace and one image each.
     fn measure(&self, split: Split, seed: &Seed, greedy: bool) -> Outcome<[f64; 3]> {
         let Pipeline { lm, tokenizer, .. } = &self.pipeline;
-        let decoder = Decoder::new(lm);
+        let decoder = Decoder::new(lm)?;
         let embedder = Embedder::new(lm, tokenizer)?;
         let negative = embedder.embed(" ")?;
         let rows = rows(split);

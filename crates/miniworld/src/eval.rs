@@ -73,7 +73,7 @@ pub fn trace_accuracy(
     seed: &Seed,
 ) -> Result<Traces> {
     let template = ThinkTemplate::new(INSTRUCTION, pipeline.tokenizer.chat_template())?;
-    let decoder = Decoder::new(&pipeline.lm);
+    let decoder = Decoder::new(&pipeline.lm)?;
     let options = SampleOptions {
         traces: each,
         max_new_tokens: MAX_NEW_TOKENS,

@@ -1,9 +1,10 @@
 //! One token at a time: the language model's weights laid out for sampling, and its KV cache.
 
+use crate::error::{ModelError, Result};
 use crate::lm::{Layer, Lm, LmConfig};
 use crate::nn::{Linear, attention, rms_norm};
-use std::sync::atomic::Ordering;
-use tch::{Kind, Tensor};
+use duet_torch::decode::{Frame, LayerWeights, StepCache, StepDecoder};
+use tch::{Device, Kind, Tensor};
 
 /// Models above this many parameters keep their weights as they are: fused copies would double
 /// the memory and save little.
@@ -21,7 +22,7 @@ struct Fused {
 impl Fused {
     /// Several layers of one input, as one. With `copy`, laid out for few rows of input.
     fn of(layers: &[&Linear], copy: bool) -> Fused {
-        let weights: Vec<Tensor> = layers.iter().map(|layer| merged(layer)).collect();
+        let weights: Vec<Tensor> = layers.iter().map(|layer| layer.whole_weight()).collect();
         let biases: Vec<&Tensor> = layers.iter().filter_map(|layer| layer.bias.as_ref()).collect();
         let weight = match weights.as_slice() {
             [one] => one.tr(),
@@ -40,18 +41,6 @@ impl Fused {
             Some(bias) => bias.addmm(x, &self.weight),
             None => x.mm(&self.weight),
         }
-    }
-}
-
-/// The weight that a layer acts with.
-fn merged(layer: &Linear) -> Tensor {
-    let weight = layer.weight.detach();
-    match &layer.adapter {
-        Some(adapter) if adapter.on.load(Ordering::Relaxed) => {
-            let delta = adapter.b.detach().matmul(&adapter.a.detach()) * adapter.scale;
-            (weight.to_kind(Kind::Float) + delta).to_kind(weight.kind())
-        }
-        _ => weight,
     }
 }
 
@@ -80,6 +69,38 @@ impl Step {
             down: Fused::of(&[&layer.down], fuse),
         }
     }
+}
+
+/// The weights, adapters merged in, in the order of the fused kernels.
+fn kernels(lm: &Lm) -> Result<StepDecoder> {
+    let config = lm.config();
+    let layers: Vec<LayerWeights> = lm
+        .layers()
+        .iter()
+        .map(|layer| {
+            let parts = [&layer.q, &layer.k, &layer.v];
+            let biases: Vec<&Tensor> = parts.iter().filter_map(|part| part.bias.as_ref()).collect();
+            LayerWeights {
+                input_norm: layer.input_norm.detach(),
+                qkv: Tensor::cat(&parts.map(Linear::whole_weight), 0),
+                qkv_bias: (!biases.is_empty()).then(|| Tensor::cat(&biases, 0).detach()),
+                out: layer.o.whole_weight(),
+                post_norm: layer.post_norm.detach(),
+                gate: layer.gate.whole_weight(),
+                up: layer.up.whole_weight(),
+                down: layer.down.whole_weight(),
+            }
+        })
+        .collect();
+    let frame = Frame {
+        table: lm.embedding(),
+        norm: lm.final_norm(),
+        head: &lm.head().whole_weight(),
+        heads: config.num_attention_heads,
+        kv_heads: config.num_key_value_heads,
+        eps: config.rms_norm_eps,
+    };
+    StepDecoder::new(&layers, &frame).map_err(|e| ModelError::BadInput(e.to_string()))
 }
 
 /// `[.., parts]` of the input through every layer of a group.
@@ -162,19 +183,38 @@ pub struct Decoder<'a> {
     steps: Vec<Step>,
     norm: Tensor,
     head: Fused,
+    /// The same in one call of fused kernels, where there are such (small fp32 models on the CPU);
+    /// then `steps` serve for prompts only.
+    kernels: Option<StepDecoder>,
 }
 
 impl<'a> Decoder<'a> {
     /// Lays the weights out; adapters that are on are merged in.
-    pub fn new(lm: &'a Lm) -> Decoder<'a> {
-        let fuse = lm.params().numel() < FUSE_BELOW;
-        tch::no_grad(|| Decoder {
+    pub fn new(lm: &'a Lm) -> Result<Decoder<'a>> {
+        let config = lm.config();
+        let small = lm.params().numel() < FUSE_BELOW;
+        let plain = lm.device() == Device::Cpu && lm.embedding().kind() == Kind::Float;
+        tch::no_grad(|| {
+            let fits = small && plain && config.head_dim() % 8 == 0;
+            let kernels = fits.then(|| kernels(lm)).transpose()?;
+            Ok(Decoder { kernels, ..Decoder::of_operations(lm, small && !fits) })
+        })
+    }
+
+    /// As [`Decoder::new`], of libtorch's operations alone: what other devices run.
+    pub fn plain(lm: &'a Lm) -> Decoder<'a> {
+        tch::no_grad(|| Decoder::of_operations(lm, lm.params().numel() < FUSE_BELOW))
+    }
+
+    fn of_operations(lm: &'a Lm, fuse: bool) -> Decoder<'a> {
+        Decoder {
             lm,
             config: lm.config(),
             steps: lm.layers().iter().map(|layer| Step::new(layer, fuse)).collect(),
             norm: lm.final_norm().detach(),
             head: Fused::of(&[lm.head()], fuse),
-        })
+            kernels: None,
+        }
     }
 
     /// The model.
@@ -196,10 +236,26 @@ impl<'a> Decoder<'a> {
 
     /// Feeds tokens `[n, T]` (T is 1 once the prompt is in) and gives the logits after the last
     /// one, `[n, V]` fp32.
-    pub fn advance(&self, tokens: &Tensor, cache: &mut Cache) -> Tensor {
+    ///
+    /// # Errors
+    /// When the cache was not made for this model.
+    pub fn advance(&self, tokens: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         tch::no_grad(|| {
             let (n, length) = (tokens.size()[0], tokens.size()[1]);
             cache.reserve(length);
+            if let (Some(kernels), 1) = (&self.kernels, length) {
+                let rotation = self.lm.rotation(cache.length, 1);
+                let state = StepCache {
+                    keys: cache.slots.iter().map(|slot| &slot.k).collect(),
+                    values: cache.slots.iter().map(|slot| &slot.v).collect(),
+                    length: cache.length,
+                };
+                let tokens = Vec::<i64>::try_from(tokens.reshape([n]))?;
+                let logits = kernels.step(&tokens, &state, (&rotation.cos, &rotation.sin));
+                let logits = logits.map_err(|e| ModelError::BadInput(e.to_string()))?;
+                cache.length += 1;
+                return Ok(logits);
+            }
             let rows = tokens.reshape([n * length]);
             let mut x = self.lm.embed(&rows);
             let rotation = self.lm.rotation(cache.length, length);
@@ -218,7 +274,7 @@ impl<'a> Decoder<'a> {
             cache.length += length;
             let last = x.view([n, length, -1]).select(1, length - 1);
             let last = rms_norm(&last, &self.norm, eps);
-            self.head.forward(&last).to_kind(Kind::Float)
+            Ok(self.head.forward(&last).to_kind(Kind::Float))
         })
     }
 

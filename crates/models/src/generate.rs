@@ -8,7 +8,7 @@ use crate::decoder::Decoder;
 use crate::error::{ModelError, Result};
 use duet_core::work::Finish;
 use duet_core::{Purpose, Seed};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// How to sample.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,7 +70,7 @@ pub fn generate_watched(
     let device = decoder.lm().device();
     let ids = Tensor::from_slice(prompt).to_device(device).unsqueeze(0);
     let mut prefix = decoder.cache();
-    let first = decoder.advance(&ids, &mut prefix);
+    let first = decoder.advance(&ids, &mut prefix)?;
     let mut logits = first.expand([rows.len() as i64, -1], false);
     let mut cache = prefix.fork(rows.len() as i64, options.max_new_tokens as i64);
     drop(prefix);
@@ -103,7 +103,7 @@ pub fn generate_watched(
             rows.retain(|trace| running[*trace]);
         }
         let fed = Tensor::from_slice(&next).to_device(device).unsqueeze(1);
-        logits = decoder.advance(&fed, &mut cache);
+        logits = decoder.advance(&fed, &mut cache)?;
     }
     let answers = answers.into_iter().zip(finish);
     Ok(answers.map(|(tokens, finish)| Sampled { tokens, finish }).collect())
@@ -113,6 +113,11 @@ pub fn generate_watched(
 fn choose(logits: &Tensor, numbers: &[f64], temperature: f64) -> Result<Vec<i64>> {
     let chosen = if temperature == 0.0 {
         logits.argmax(-1, false)
+    } else if logits.device() == Device::Cpu {
+        let found = duet_torch::decode::choose(logits, numbers, temperature)
+            .map_err(|e| ModelError::BadInput(e.to_string()))?;
+        return found
+            .ok_or(ModelError::NotFinite { what: "a logit", place: " in sampling".into() });
     } else {
         let scaled = if temperature == 1.0 { logits.shallow_clone() } else { logits / temperature };
         let cumulative = scaled.softmax(-1, Kind::Float).cumsum(-1, Kind::Double);

@@ -293,9 +293,16 @@ fn read_config(config: &Value, path: &Path) -> Result<LoraConfig> {
     Ok(LoraConfig { rank, alpha, targets })
 }
 
-/// The adapter's part of a layer's output, in the adapter's own dtype and back.
-pub(crate) fn low_rank(adapter: &Adapter, x: &Tensor) -> Tensor {
-    let kind = x.kind();
-    let low = x.to_kind(adapter.a.kind()).linear::<Tensor>(&adapter.a, None);
-    (low.linear::<Tensor>(&adapter.b, None) * adapter.scale).to_kind(kind)
+/// `y + scale x A' B'`, in the adapter's dtype, then in `y`'s.
+pub(crate) fn add_low_rank(adapter: &Adapter, x: &Tensor, y: Tensor) -> Tensor {
+    let kind = adapter.a.kind();
+    let low = x.to_kind(kind).linear::<Tensor>(&adapter.a, None) * adapter.scale;
+    if y.kind() == kind {
+        // Added by the product itself: no pass over the wide output for it.
+        let rows = |x: &Tensor| x.reshape([-1, x.size()[x.dim() - 1]]);
+        return rows(&y).addmm(&rows(&low), &adapter.b.tr()).view_as(&y);
+    }
+    let low = low.linear::<Tensor>(&adapter.b, None);
+    let added = low.to_kind(y.kind());
+    y + added
 }

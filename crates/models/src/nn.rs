@@ -2,9 +2,10 @@
 
 use crate::error::{ModelError, Result};
 use crate::params::{Init, ParamSet, ParamSpec};
+use duet_torch::fused;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// A low-rank addition to a linear layer: `y += scale * x A' B'` (LoRA, arXiv 2106.09685).
 #[derive(Debug)]
@@ -65,12 +66,39 @@ impl Linear {
         }
     }
 
+    /// Whether an adapter is on.
+    pub(crate) fn adapts(&self) -> bool {
+        self.adapter.as_ref().is_some_and(|adapter| adapter.on.load(Ordering::Relaxed))
+    }
+
+    /// The weight that the layer acts with, without gradient: a copy where an adapter is on.
+    pub(crate) fn whole_weight(&self) -> Tensor {
+        let weight = self.weight.detach();
+        match &self.adapter {
+            Some(adapter) if adapter.on.load(Ordering::Relaxed) => tch::no_grad(|| {
+                let delta = adapter.b.matmul(&adapter.a) * adapter.scale;
+                (weight.to_kind(Kind::Float) + delta).to_kind(weight.kind())
+            }),
+            _ => weight,
+        }
+    }
+
+    /// The same layer with [`Linear::whole_weight`] for its weight.
+    pub(crate) fn folded(&self) -> Linear {
+        Linear {
+            name: self.name.clone(),
+            weight: self.whole_weight(),
+            bias: self.bias.as_ref().map(Tensor::detach),
+            adapter: None,
+        }
+    }
+
     /// Applies it over the last dimension.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let y = x.linear(&self.weight, self.bias.as_ref());
         match &self.adapter {
             Some(adapter) if adapter.on.load(Ordering::Relaxed) => {
-                y + crate::lora::low_rank(adapter, x)
+                crate::lora::add_low_rank(adapter, x, y)
             }
             _ => y,
         }
@@ -97,7 +125,20 @@ pub(crate) fn fetch(params: &ParamSet, name: &str) -> Result<Tensor> {
 /// RMS norm over the last dimension, accumulated in fp32 whatever the dtype:
 /// `x * rsqrt(mean(x^2) + eps) * weight`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
-    x.rms_norm(weight.size(), Some(weight), eps)
+    let whole = || x.rms_norm(weight.size(), Some(weight), eps);
+    match fused::fits(x) && fused::fits(weight) {
+        // What the kernel refuses, libtorch refuses too, and says why.
+        true => fused::rms_norm(x, weight, eps).unwrap_or_else(|_| whole()),
+        false => whole(),
+    }
+}
+
+/// GELU in its tanh form.
+pub fn gelu(x: &Tensor) -> Tensor {
+    match fused::fits(x) {
+        true => fused::gelu(x).unwrap_or_else(|_| x.gelu("tanh")),
+        false => x.gelu("tanh"),
+    }
 }
 
 /// Attention through libtorch's fused kernels; `[B, H, T, D]` each, key and value heads may be fewer

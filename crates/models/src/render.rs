@@ -110,15 +110,13 @@ impl<'a> Sampler<'a> {
     /// The guided velocity at step `index`, fp32: `u + g (c - u)`, rescaled so that every token
     /// keeps the conditional branch's norm.
     pub fn velocity(&self, latents: &Tensor, index: usize) -> Result<Tensor> {
-        let run = |(text, positions): &(Text, Positions)| -> Result<Tensor> {
-            let row = Some(index as i64);
-            Ok(self.dit.forward(latents, text, positions, &self.mods, row)?.to_kind(Kind::Float))
-        };
-        let conditional = run(&self.branches[0])?;
-        let Some(negative) = self.branches.get(1) else {
+        let row = index as i64;
+        let found = self.dit.forward_each(latents, &self.branches, &self.mods, row)?;
+        let mut found = found.into_iter().map(|velocity| velocity.to_kind(Kind::Float));
+        let conditional = found.next().unwrap_or_default();
+        let Some(unconditional) = found.next() else {
             return Ok(conditional);
         };
-        let unconditional = run(negative)?;
         Ok(guide(&conditional, &unconditional, self.options.guidance))
     }
 
@@ -180,6 +178,13 @@ pub fn render_watched(
         let grid = pipeline.grid(options.width, options.height)?;
         let schedule = FlowSchedule::new(&pipeline.flow, options.steps, grid.0 * grid.1)?;
         let size = (leaves as i64, grid);
+        // Outside the window nobody computes a step again, so adapters may be folded there.
+        let outside = schedule.steps() > window.len as usize;
+        let folded = outside.then(|| pipeline.dit.folded()).flatten();
+        let plain = schedule.clone();
+        let plain =
+            folded.as_ref().map(|dit| Sampler::new(dit, plain, condition, size, window, options));
+        let plain = plain.transpose()?;
         let sampler = Sampler::new(&pipeline.dit, schedule, condition, size, window, options)?;
         let leaf = |purpose: Purpose, step: Option<u64>| {
             (0..leaves as u64).map(move |k| match step {
@@ -195,7 +200,8 @@ pub fn render_watched(
             if inside && kept.is_empty() {
                 kept.push(x.shallow_clone());
             }
-            let velocity = sampler.velocity(&x, index)?;
+            let model = if inside { &sampler } else { plain.as_ref().unwrap_or(&sampler) };
+            let velocity = model.velocity(&x, index)?;
             let eps =
                 c.is_random().then(|| sampler.noise(leaf(Purpose::StepNoise, Some(index as u64))));
             let out = step(&c, &x, &velocity, eps.as_ref());

@@ -127,7 +127,7 @@ fn language(name: &str) {
     let options =
         SampleOptions { traces: 2, max_new_tokens: 24, temperature: 0.0, eos: Vec::new() };
     let seed = duet_core::Seed::root(0);
-    let answers = generate(&Decoder::new(&lm), &rows[0], &seed, &options).unwrap();
+    let answers = generate(&Decoder::new(&lm).unwrap(), &rows[0], &seed, &options).unwrap();
     let want: Vec<i64> = Vec::try_from(case.get("out.greedy").flatten(0, 1)).unwrap();
     assert_eq!([rows[0].clone(), answers[1].tokens.clone()].concat(), want);
 }

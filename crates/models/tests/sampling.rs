@@ -9,6 +9,7 @@ use duet_models::embed::Embedder;
 use duet_models::flow::FlowSchedule;
 use duet_models::generate::{SampleOptions, generate};
 use duet_models::logprob::token_log_probs;
+use duet_models::lora::{Lora, LoraConfig};
 use duet_models::pipeline::Pipeline;
 use duet_models::render::{Condition, RenderOptions, Sampler, render, replay};
 use duet_models::sde::SdeKind;
@@ -33,7 +34,7 @@ fn greedy_sampling_is_the_argmax_of_the_whole_sequence() {
     common::one_thread();
     let pipeline = common::pipeline(2);
     let prompt = prompt(&pipeline);
-    let decoder = Decoder::new(&pipeline.lm);
+    let decoder = Decoder::new(&pipeline.lm).unwrap();
     let answers = generate(&decoder, &prompt, &Seed::root(1), &options(0.0)).unwrap();
     for answer in &answers {
         assert_eq!((answer, answer.finish), (&answers[0], Finish::Length));
@@ -45,13 +46,46 @@ fn greedy_sampling_is_the_argmax_of_the_whole_sequence() {
     }
 }
 
+/// The fused kernels of the CPU give what libtorch's operations give, at every position past a
+/// block of the cache; and each row is the same, to the last bit, whoever else is in the batch.
+#[test]
+fn fused_decoding_equals_operations_and_ignores_the_batch() {
+    common::one_thread();
+    let pipeline = common::pipeline(8);
+    let (fused, plain) = (Decoder::new(&pipeline.lm).unwrap(), Decoder::plain(&pipeline.lm));
+    let ids = Tensor::from_slice(&prompt(&pipeline)).unsqueeze(0);
+    for rows in [1i64, 2, 3, 5, 11] {
+        let start = |decoder: &Decoder<'_>, rows: i64| {
+            let mut prefix = decoder.cache();
+            let logits = decoder.advance(&ids, &mut prefix).unwrap();
+            (logits, prefix.fork(rows, 70))
+        };
+        let ((a, mut one), (b, mut other)) = (start(&fused, rows), start(&plain, rows));
+        let (_, mut alone) = start(&fused, 1);
+        assert!(a.allclose(&b, 1e-5, 1e-6, false));
+        for position in 0..70i64 {
+            let tokens = (Tensor::arange(rows, (Kind::Int64, tch::Device::Cpu)) * 31
+                + position * 7)
+                .remainder(pipeline.lm.config().vocab_size)
+                .unsqueeze(1);
+            let got = fused.advance(&tokens, &mut one).unwrap();
+            let want = plain.advance(&tokens, &mut other).unwrap();
+            let far = (&got - &want).abs().max().double_value(&[]);
+            let scale = want.abs().max().double_value(&[]);
+            assert!(far <= 2e-5 * scale, "{rows} rows at {position}: {far} of {scale}");
+            let row = fused.advance(&tokens.narrow(0, rows - 1, 1), &mut alone).unwrap();
+            assert_eq!(row, got.narrow(0, rows - 1, 1), "{rows} rows at {position}");
+        }
+    }
+}
+
 /// A trace does not depend on who else is in the batch, nor on who has finished.
 #[test]
 fn a_trace_depends_on_its_own_numbers_only() {
     common::one_thread();
     let pipeline = common::pipeline(3);
     let (prompt, seed) = (prompt(&pipeline), Seed::root(9));
-    let decoder = Decoder::new(&pipeline.lm);
+    let decoder = Decoder::new(&pipeline.lm).unwrap();
     let five = generate(&decoder, &prompt, &seed, &options(1.0)).unwrap();
     let one = SampleOptions { traces: 1, ..options(1.0) };
     assert_eq!(generate(&decoder, &prompt, &seed, &one).unwrap()[0], five[0]);
@@ -93,7 +127,7 @@ fn log_probs_are_those_of_each_sequence_alone() {
 #[test]
 fn impossible_arguments_are_refused() {
     let pipeline = common::pipeline(4);
-    let decoder = Decoder::new(&pipeline.lm);
+    let decoder = Decoder::new(&pipeline.lm).unwrap();
     let seed = Seed::root(1);
     assert!(generate(&decoder, &[], &seed, &options(1.0)).is_err());
     assert!(generate(&decoder, &[-1], &seed, &options(1.0)).is_err());
@@ -116,6 +150,49 @@ fn embeddings_do_not_depend_on_the_batch() {
         assert!(alone.size()[0] <= 512);
         assert!(alone.allclose(&batched, 1e-4, 1e-5, false), "{prompt:.20}");
     }
+}
+
+/// Several conditions as one batch give what each gives alone, and adapters folded into the weights
+/// what they give beside them.
+#[test]
+fn one_batch_of_conditions_and_folded_adapters_change_nothing() {
+    common::one_thread();
+    let mut pipeline = common::pipeline(9);
+    assert!(pipeline.dit.folded().is_none());
+    let targets = LoraConfig::dit_targets();
+    let config = LoraConfig { rank: 4, alpha: 8.0, targets };
+    let lora = Lora::attach(&mut pipeline.dit, config, &Seed::root(1)).unwrap();
+    tch::no_grad(|| {
+        for (_, tensor) in lora.params().iter() {
+            let noise = duet_torch::normal_tensor(&Seed::root(2), &tensor.size()) * 0.1;
+            tensor.shallow_clone().copy_(&noise);
+        }
+    });
+    let dit = &pipeline.dit;
+    let noise = |shape: &[i64]| duet_torch::normal_tensor(&Seed::root(4), shape);
+    let (latents, grid) = (noise(&[3, 12, 16]), (3, 4));
+    let mods = dit.modulations(&Tensor::from_slice(&[0.9f32, 0.3]));
+    let condition = |length: i64| {
+        let text = dit.text(&noise(&[1, length, 32]), None).unwrap().expand(3);
+        (text, dit.positions(length, grid))
+    };
+    let conditions = [condition(9), condition(1), condition(4)];
+    let together = dit.forward_each(&latents, &conditions, &mods, 1).unwrap();
+    let folded = dit.folded().unwrap();
+    let folded = folded.forward_each(&latents, &conditions, &mods, 1).unwrap();
+    for (index, (text, positions)) in conditions.iter().enumerate() {
+        let alone = dit.forward(&latents, text, positions, &mods, Some(1)).unwrap();
+        for found in [&together[index], &folded[index]] {
+            let far = (found - &alone).abs().max().double_value(&[]);
+            assert!(far <= 2e-5 * alone.abs().max().double_value(&[]), "{index}: {far}");
+        }
+    }
+    lora.without(|| {
+        let plain = dit.forward_each(&latents, &conditions, &mods, 1).unwrap();
+        assert!(!plain[0].allclose(&together[0], 1e-3, 1e-3, false), "the adapter does something");
+        assert!(dit.folded().is_none());
+    });
+    assert!(dit.forward_each(&latents, &[], &mods, 0).is_err());
 }
 
 fn render_options(guidance: f64, sde: SdeKind) -> RenderOptions {

@@ -14,6 +14,7 @@ typedef struct DuetStore DuetStore;
 typedef struct DuetGroup DuetGroup;
 typedef struct DuetWork DuetWork;
 typedef struct DuetMeter DuetMeter;
+typedef struct DuetDecoder DuetDecoder;
 typedef void* DuetTensor;
 
 // The reason of this thread's last failure; owned by the library.
@@ -75,6 +76,38 @@ typedef int32_t (*DuetReady)(void* context, size_t index, DuetTensor grad);
 // kept. On the calling thread, or one of libtorch's for tensors of a GPU, one call at a time.
 int32_t duet_backward(DuetTensor loss, const DuetTensor* leaves, size_t count, DuetReady ready,
                       void* context);
+
+// ---- Decoding ----
+// A decoder layer's weights, [out, in] as checkpoints have them; queries, keys and values as one.
+typedef struct {
+  DuetTensor input_norm, qkv, qkv_bias, out, post_norm, gate, up, down;
+} DuetDecodeLayer;
+// Copies the weights, fp32 on the CPU, into an order that a few rows are quickly multiplied with.
+// `qkv_bias` may be null; the width of a head is a multiple of eight.
+DuetDecoder* duet_decoder_new(const DuetDecodeLayer* layers, size_t count, DuetTensor table,
+                              DuetTensor norm, DuetTensor head, int64_t heads, int64_t kv_heads,
+                              double eps);
+// Feeds one token to each of `n` sequences that are `position` tokens long. `keys` and `values` are
+// `count` tensors [n, kv_heads, capacity, head]; `logits` [n, V] is written.
+int32_t duet_decoder_step(DuetDecoder* decoder, const int64_t* tokens, size_t n, int64_t position,
+                          const DuetTensor* keys, const DuetTensor* values, size_t count,
+                          DuetTensor cos, DuetTensor sin, DuetTensor logits);
+void duet_decoder_free(DuetDecoder* decoder);
+// The token of each row of logits [n, V] on the CPU: the first whose cumulative probability exceeds
+// the row's number. 1: a logit is not finite.
+int32_t duet_choose(DuetTensor logits, const double* numbers, size_t n, double temperature,
+                    int64_t* tokens);
+
+// ---- Operations in one pass, fp32 on the CPU, with gradients ----
+// Each returns a new tensor that the caller owns, or null.
+// RMS norm over the last dimension.
+DuetTensor duet_rms_norm(DuetTensor x, DuetTensor weight, double eps);
+// RMS norm of parts [B, N, H, D] over D, each with its own weight [D], one behind the other in one
+// tensor [B, all N, H, D], then pairs of D rotated by the unit complex numbers [all N, D / 2].
+DuetTensor duet_norm_rotate(const DuetTensor* parts, const DuetTensor* weights, size_t count,
+                            DuetTensor units, double eps);
+// GELU, the tanh form.
+DuetTensor duet_gelu(DuetTensor x);
 
 // ---- Memory ----
 // Counts the bytes of tensors that this thread allocates and frees until the meter is freed, which

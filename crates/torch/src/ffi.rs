@@ -19,7 +19,20 @@ macro_rules! opaque {
         }
     )*};
 }
-opaque!(DuetStore, DuetGroup, DuetWork, DuetMeter);
+opaque!(DuetStore, DuetGroup, DuetWork, DuetMeter, DuetDecoder);
+
+/// A decoder layer's weights.
+#[repr(C)]
+pub struct DuetDecodeLayer {
+    pub input_norm: DuetTensor,
+    pub qkv: DuetTensor,
+    pub qkv_bias: DuetTensor,
+    pub out: DuetTensor,
+    pub post_norm: DuetTensor,
+    pub gate: DuetTensor,
+    pub up: DuetTensor,
+    pub down: DuetTensor,
+}
 
 unsafe extern "C" {
     fn duet_last_error() -> *const c_char;
@@ -102,6 +115,47 @@ unsafe extern "C" {
         ready: DuetReady,
         context: *mut c_void,
     ) -> i32;
+
+    pub fn duet_decoder_new(
+        layers: *const DuetDecodeLayer,
+        count: usize,
+        table: DuetTensor,
+        norm: DuetTensor,
+        head: DuetTensor,
+        heads: i64,
+        kv_heads: i64,
+        eps: f64,
+    ) -> *mut DuetDecoder;
+    pub fn duet_decoder_step(
+        decoder: *mut DuetDecoder,
+        tokens: *const i64,
+        n: usize,
+        position: i64,
+        keys: *const DuetTensor,
+        values: *const DuetTensor,
+        count: usize,
+        cos: DuetTensor,
+        sin: DuetTensor,
+        logits: DuetTensor,
+    ) -> i32;
+    pub fn duet_decoder_free(decoder: *mut DuetDecoder);
+    pub fn duet_choose(
+        logits: DuetTensor,
+        numbers: *const f64,
+        n: usize,
+        temperature: f64,
+        tokens: *mut i64,
+    ) -> i32;
+
+    pub fn duet_rms_norm(x: DuetTensor, weight: DuetTensor, eps: f64) -> DuetTensor;
+    pub fn duet_norm_rotate(
+        parts: *const DuetTensor,
+        weights: *const DuetTensor,
+        count: usize,
+        units: DuetTensor,
+        eps: f64,
+    ) -> DuetTensor;
+    pub fn duet_gelu(x: DuetTensor) -> DuetTensor;
 
     pub fn duet_meter_new() -> *mut DuetMeter;
     pub fn duet_meter_read(meter: *const DuetMeter, now: *mut i64, peak: *mut i64);

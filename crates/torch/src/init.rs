@@ -48,7 +48,26 @@ pub fn init(threads: u32) -> Result<Runtime, InitError> {
     ONCE.get_or_init(|| first(threads.max(1))).clone()
 }
 
+/// Bytes of freed memory that the process keeps for the next tensors.
+#[cfg(target_env = "gnu")]
+const KEPT: i32 = 512 << 20;
+
+/// libtorch has no allocator of its own on the CPU: each tensor is a `malloc`. By default, glibc gives
+/// the memory of large tensors back to the system at once, and takes it page by page again for the
+/// next operation. One arena, because threads that are not the first would otherwise get memory
+/// in pieces of 64 MiB that are given back as soon as they are empty.
+fn keep_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: numbers only; a value that is refused changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+    }
+}
+
 fn first(threads: u32) -> Result<Runtime, InitError> {
+    keep_memory();
     tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     tch::set_num_interop_threads(1);
     // SAFETY: no arguments beyond a flag.

@@ -8,10 +8,12 @@
 mod backward;
 pub mod bytes;
 pub mod collective;
+pub mod decode;
 pub mod device;
 mod digest;
 mod ffi;
 mod finite;
+pub mod fused;
 mod init;
 pub mod memory;
 pub mod optim;

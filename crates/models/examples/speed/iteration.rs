@@ -62,7 +62,7 @@ impl Iteration {
         let prompt: Vec<i64> = (index as i64..index as i64 + 60).collect();
         let options =
             SampleOptions { traces: TRACES, max_new_tokens: TOKENS, temperature: 1.0, eos: vec![] };
-        let sampled = generate(&Decoder::new(lm), &prompt, seed, &options)?;
+        let sampled = generate(&Decoder::new(lm)?, &prompt, seed, &options)?;
         let answers: Vec<Vec<i64>> = sampled.into_iter().map(|answer| answer.tokens).collect();
         let old = token_log_probs(lm, &prompt, &answers, 1.0, false)?.values;
         let embedder = Embedder::new(lm, tokenizer)?;

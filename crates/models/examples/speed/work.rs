@@ -97,7 +97,7 @@ fn tokens(pipeline: &Pipeline, count: usize) -> Outcome<()> {
     let prompt: Vec<i64> = (0..60).collect();
     let options =
         SampleOptions { traces: 16, max_new_tokens: count, temperature: 1.0, eos: vec![] };
-    let decoder = Decoder::new(&pipeline.lm);
+    let decoder = Decoder::new(&pipeline.lm)?;
     let answers = generate(&decoder, &prompt, &Seed::root(4), &options)?;
     if answers.iter().all(|answer| answer.tokens.len() == count) {
         Ok(())

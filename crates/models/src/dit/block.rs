@@ -3,9 +3,9 @@
 use super::config::DitConfig;
 use super::rope::rotate;
 use crate::error::Result;
-use crate::nn::{Linear, attention, fetch, rms_norm};
+use crate::nn::{Linear, attention, fetch, gelu, rms_norm};
 use crate::params::{Init, ParamSet, ParamSpec};
-use duet_torch::recompute;
+use duet_torch::{fused, recompute};
 use tch::{Kind, Tensor};
 
 /// Epsilon of every norm in the transformer.
@@ -163,6 +163,11 @@ impl Stream {
         })
     }
 
+    fn linears(&self) -> [&Linear; 7] {
+        let Stream { modulation, q, k, v, out, mlp_in, mlp_out, .. } = self;
+        [modulation, q, k, v, out, mlp_in, mlp_out]
+    }
+
     fn linears_mut(&mut self) -> [&mut Linear; 7] {
         [
             &mut self.modulation,
@@ -190,6 +195,15 @@ impl Stream {
         }
     }
 
+    /// The same layers with their adapters added to the weights.
+    fn folded(&self) -> Stream {
+        let mut stream = self.share();
+        for layer in stream.linears_mut() {
+            *layer = layer.folded();
+        }
+        stream
+    }
+
     /// Everything that [`Block::forward`] reads of it and that may be trained.
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let layers = [&self.q, &self.k, &self.v, &self.out, &self.mlp_in, &self.mlp_out];
@@ -199,18 +213,61 @@ impl Stream {
     /// Second half of the block: `x += gate1 * out(attended)`, then the gated MLP.
     fn finish(&self, x: &Tensor, attended: &Tensor, mods: &[Modulation; 2]) -> Tensor {
         let x = mods[0].add(x, &self.out.forward(attended));
-        let inner = self.mlp_in.forward(&mods[1].norm(&x)).gelu("tanh");
+        let inner = self.mlp_in.forward(&mods[1].norm(&x));
+        let inner = gelu(&inner);
         clip(mods[1].add(&x, &self.mlp_out.forward(&inner)))
     }
 }
 
-/// What all blocks share in one call.
+/// Samples that attend within themselves: those of one condition.
 #[derive(Debug)]
-pub(super) struct Shared<'a> {
+pub(super) struct Part {
     /// Unit complex numbers `[1, T + S, 1, head_dim / 2]`.
-    pub rotations: &'a Tensor,
+    pub rotations: Tensor,
     /// `[B, 1, 1, T + S]` bool, true where a key may be seen.
-    pub keys: Option<&'a Tensor>,
+    pub keys: Option<Tensor>,
+    /// T.
+    pub text: i64,
+}
+
+/// What all blocks share in one call. Streams are row by row the same arithmetic whatever a row
+/// belongs to, so several conditions go through them as one batch: images as `[parts B, S, D]`,
+/// texts, which differ in length, one behind the other as `[1, sum of B T, D]` (`[B, T, D]` where
+/// there is one part). Only attention tells the parts apart.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub parts: Vec<Part>,
+}
+
+impl Shared {
+    fn share(&self) -> Shared {
+        let part = |part: &Part| Part {
+            rotations: part.rotations.shallow_clone(),
+            keys: part.keys.as_ref().map(Tensor::shallow_clone),
+            text: part.text,
+        };
+        Shared { parts: self.parts.iter().map(part).collect() }
+    }
+
+    /// Image rows `[parts B, S, ..]` of each part.
+    fn images(&self, x: &Tensor) -> Vec<Tensor> {
+        match self.parts.len() {
+            1 => vec![x.shallow_clone()],
+            parts => x.chunk(parts as i64, 0),
+        }
+    }
+
+    /// Text rows of each part, `[B, T, ..]`.
+    fn texts(&self, x: &Tensor, batch: i64) -> Vec<Tensor> {
+        if self.parts.len() == 1 {
+            return vec![x.shallow_clone()];
+        }
+        let rows: Vec<i64> = self.parts.iter().map(|part| batch * part.text).collect();
+        let rest = x.size().split_off(2);
+        let parts = x.split_with_sizes(rows.as_slice(), 1);
+        let shape = |part: &Part| [&[batch, part.text], rest.as_slice()].concat();
+        self.parts.iter().zip(parts).map(|(part, x)| x.view(shape(part).as_slice())).collect()
+    }
 }
 
 /// A dual-stream block.
@@ -265,6 +322,15 @@ impl Block {
         }
     }
 
+    /// The same block with its adapters added to the weights.
+    pub(super) fn folded(&self) -> Block {
+        Block { image: self.image.folded(), text: self.text.folded(), ..self.share() }
+    }
+
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.image.linears().into_iter().chain(self.text.linears())
+    }
+
     /// [`Block::forward`] that keeps only what goes in and computes the rest again in the backward
     /// pass.
     pub(super) fn recompute(
@@ -272,17 +338,15 @@ impl Block {
         image: &Tensor,
         text: &Tensor,
         mods: &BlockMods,
-        shared: &Shared<'_>,
+        shared: &Shared,
         last: bool,
     ) -> Result<(Tensor, Tensor)> {
         let block = self.share();
-        let rotations = shared.rotations.shallow_clone();
-        let keys = shared.keys.map(Tensor::shallow_clone);
+        let shared = shared.share();
         let mut inputs = vec![image, text];
         inputs.extend(mods.tensors());
         let leaves: Vec<&Tensor> = self.image.tensors().chain(self.text.tensors()).collect();
         let mut outputs = recompute(&inputs, &leaves, move |inputs| {
-            let shared = Shared { rotations: &rotations, keys: keys.as_ref() };
             let mods = BlockMods::of(&inputs[2..]);
             let (image, text) = block.forward(&inputs[0], &inputs[1], &mods, &shared, last);
             if last { vec![image] } else { vec![image, text] }
@@ -298,46 +362,83 @@ impl Block {
         image: &Tensor,
         text: &Tensor,
         mods: &BlockMods,
-        shared: &Shared<'_>,
+        shared: &Shared,
         last: bool,
     ) -> (Tensor, Tensor) {
-        let text_len = text.size()[1];
-        let total = text_len + image.size()[1];
-        let image_in = mods.image[0].norm(image);
-        let text_in = mods.text[0].norm(text);
-        let normed = |layer: &Linear, norm: &Tensor, x: &Tensor| {
-            rms_norm(&self.split(&layer.forward(x)), norm, EPS)
-        };
-        let image_q = normed(&self.image.q, &self.image.norm_q, &image_in);
-        let image_k = normed(&self.image.k, &self.image.norm_k, &image_in);
-        let text_k = normed(&self.text.k, &self.text.norm_k, &text_in);
-        let k = rotate(&Tensor::cat(&[text_k, image_k], 1), shared.rotations);
-        let v = Tensor::cat(&[self.text.v.forward(&text_in), self.image.v.forward(&image_in)], 1);
-        let q = if last {
-            let rotations = shared.rotations.narrow(1, text_len, total - text_len);
-            rotate(&image_q, &rotations)
-        } else {
-            let text_q = normed(&self.text.q, &self.text.norm_q, &text_in);
-            rotate(&Tensor::cat(&[text_q, image_q], 1), shared.rotations)
-        };
-        let out = attention(
-            &q.transpose(1, 2),
-            &k.transpose(1, 2),
-            &self.split(&v).transpose(1, 2),
-            shared.keys,
-            false,
-        );
+        let batch = image.size()[0] / shared.parts.len() as i64;
+        let (image_in, text_in) = (mods.image[0].norm(image), mods.text[0].norm(text));
+        let images = |layer: &Linear| shared.images(&self.split(&layer.forward(&image_in)));
+        let texts = |layer: &Linear| shared.texts(&self.split(&layer.forward(&text_in)), batch);
+        let (of_image, of_text) = (&self.image, &self.text);
+        let (image_q, image_k, image_v) =
+            (images(&of_image.q), images(&of_image.k), images(&of_image.v));
+        let text_q = (!last).then(|| texts(&of_text.q));
+        let (text_k, text_v) = (texts(&of_text.k), texts(&of_text.v));
+        let attended: Vec<Tensor> = shared
+            .parts
+            .iter()
+            .enumerate()
+            .map(|(at, part)| {
+                let k = [(&text_k[at], &of_text.norm_k), (&image_k[at], &of_image.norm_k)];
+                let k = norm_rotate(&k, &part.rotations);
+                let v = Tensor::cat(&[&text_v[at], &image_v[at]], 1);
+                let image_q = (&image_q[at], &of_image.norm_q);
+                let q = match &text_q {
+                    Some(text_q) => {
+                        let parts = [(&text_q[at], &of_text.norm_q), image_q];
+                        norm_rotate(&parts, &part.rotations)
+                    }
+                    None => {
+                        let tokens = part.rotations.size()[1] - part.text;
+                        norm_rotate(&[image_q], &part.rotations.narrow(1, part.text, tokens))
+                    }
+                };
+                let (q, k, v) = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2));
+                attention(&q, &k, &v, part.keys.as_ref(), false).transpose(1, 2)
+            })
+            .collect();
         // Cut before flattening: flattening copies, and linear layers are slow on what is not whole.
-        let part =
-            |start: i64, length: i64| out.narrow(2, start, length).transpose(1, 2).flatten(2, 3);
+        let image_out = |from: &dyn Fn(&Part) -> i64| {
+            let cut = |(part, x): (&Part, &Tensor)| x.narrow(1, from(part), image.size()[1]);
+            let rows: Vec<Tensor> = shared.parts.iter().zip(&attended).map(cut).collect();
+            joined(&rows, 0).flatten(2, 3)
+        };
         if last {
-            let image_out = part(0, total - text_len);
-            return (self.image.finish(image, &image_out, &mods.image), text.shallow_clone());
+            let image = of_image.finish(image, &image_out(&|_| 0), &mods.image);
+            return (image, text.shallow_clone());
         }
+        let cut = |(part, x): (&Part, &Tensor)| match shared.parts.len() {
+            1 => x.narrow(1, 0, part.text),
+            _ => x.narrow(1, 0, part.text).flatten(0, 1).unsqueeze(0),
+        };
+        let rows: Vec<Tensor> = shared.parts.iter().zip(&attended).map(cut).collect();
+        let text_out = joined(&rows, 1).flatten(2, 3);
         (
-            self.image.finish(image, &part(text_len, total - text_len), &mods.image),
-            self.text.finish(text, &part(0, text_len), &mods.text),
+            of_image.finish(image, &image_out(&|part| part.text), &mods.image),
+            of_text.finish(text, &text_out, &mods.text),
         )
+    }
+}
+
+/// The tensors behind each other; the one itself where there is one.
+fn joined(tensors: &[Tensor], dim: i64) -> Tensor {
+    match tensors {
+        [one] => one.shallow_clone(),
+        many => Tensor::cat(many, dim),
+    }
+}
+
+/// RMS norms of parts `[B, N, H, D]`, each with its weight, laid one behind the other and rotated.
+fn norm_rotate(parts: &[(&Tensor, &Tensor)], rotations: &Tensor) -> Tensor {
+    let whole = || {
+        let normed: Vec<Tensor> =
+            parts.iter().map(|(part, weight)| rms_norm(part, weight, EPS)).collect();
+        rotate(&Tensor::cat(&normed, 1), rotations)
+    };
+    match parts.iter().all(|(part, weight)| fused::fits(part) && fused::fits(weight)) {
+        // What the kernel refuses, libtorch refuses too, and says why.
+        true => fused::norm_rotate(parts, rotations, EPS).unwrap_or_else(|_| whole()),
+        false => whole(),
     }
 }
 

@@ -13,7 +13,7 @@ pub use config::DitConfig;
 use crate::error::{ModelError, Result};
 use crate::nn::{Linear, fetch, rms_norm};
 use crate::params::{Init, ParamSet, ParamSpec};
-use block::{BlockMods, EPS, Shared, modulated_norm};
+use block::{BlockMods, EPS, Part, Shared, modulated_norm};
 use duet_core::Seed;
 use tch::{Device, Kind, Tensor};
 use time::TimeEmbedding;
@@ -54,6 +54,16 @@ pub struct Positions {
     grid: (i64, i64),
     text: i64,
 }
+
+impl Positions {
+    fn part(&self, keys: Option<Tensor>) -> Part {
+        Part { rotations: self.rotations.shallow_clone(), keys, text: self.text }
+    }
+}
+
+/// Adapters are folded into copies of the weights below this many parameters; above, the copies
+/// would cost more memory than they save time.
+const FOLD_BELOW: i64 = 300_000_000;
 
 /// The transformer, ready to run.
 #[derive(Debug)]
@@ -135,6 +145,30 @@ impl Dit {
         self.img_in.weight.kind()
     }
 
+    /// The same policy, up to rounding, with its adapters added to copies of the weights: quicker to
+    /// sample with. `None` where no adapter is on or the model is large. No gradients.
+    pub fn folded(&self) -> Option<Dit> {
+        let around = [&self.img_in, &self.txt_in, &self.norm_out, &self.proj_out];
+        let around = around.into_iter().chain([&self.time.first, &self.time.second]);
+        let adapted = around.chain(self.blocks.iter().flat_map(Block::linears)).any(Linear::adapts);
+        if !adapted || self.params.numel() >= FOLD_BELOW {
+            return None;
+        }
+        let (first, second) = (self.time.first.folded(), self.time.second.folded());
+        Some(Dit {
+            config: self.config.clone(),
+            params: ParamSet::new(),
+            img_in: self.img_in.folded(),
+            txt_norm: self.txt_norm.shallow_clone(),
+            txt_in: self.txt_in.folded(),
+            time: TimeEmbedding { first, second },
+            blocks: self.blocks.iter().map(Block::folded).collect(),
+            norm_out: self.norm_out.folded(),
+            proj_out: self.proj_out.folded(),
+            recompute: false,
+        })
+    }
+
     /// Whether the backward pass computes each block's activations again instead of keeping them.
     /// Costs one more forward pass; no number changes.
     pub fn set_recompute(&mut self, on: bool) {
@@ -201,23 +235,67 @@ impl Dit {
         time: Option<i64>,
     ) -> Result<Tensor> {
         self.check(latents, text, positions, mods, time)?;
-        let mut image = self.img_in.forward(&latents.to_kind(self.kind()));
+        let image = self.img_in.forward(&latents.to_kind(self.kind()));
         // A node of its own: the same text is used at several steps, and its gradient is to be
         // summed over each step first, as recomputation does.
-        let mut hidden = text.hidden.view_as(&text.hidden);
+        let hidden = text.hidden.view_as(&text.hidden);
         let keys = text.mask.as_ref().map(|mask| {
             let (batch, tokens) = (latents.size()[0], latents.size()[1]);
             let ones = Tensor::ones([batch, tokens], (Kind::Bool, mask.device()));
             Tensor::cat(&[mask, &ones], 1).unsqueeze(1).unsqueeze(1)
         });
-        let shared = Shared { rotations: &positions.rotations, keys: keys.as_ref() };
+        let shared = Shared { parts: vec![positions.part(keys)] };
+        self.through(image, hidden, &shared, mods, time)
+    }
+
+    /// As [`Dit::forward`] at the time `row`, under several conditions: one velocity each. All go
+    /// through the layers as one batch, without padding.
+    ///
+    /// # Errors
+    /// As [`Dit::forward`]; also when there is no condition, or one has a mask.
+    pub fn forward_each(
+        &self,
+        latents: &Tensor,
+        conditions: &[(Text, Positions)],
+        mods: &Mods,
+        row: i64,
+    ) -> Result<Vec<Tensor>> {
+        for (text, positions) in conditions {
+            self.check(latents, text, positions, mods, Some(row))?;
+        }
+        if let [(text, positions)] = conditions {
+            return Ok(vec![self.forward(latents, text, positions, mods, Some(row))?]);
+        }
+        if conditions.is_empty() || conditions.iter().any(|(text, _)| text.mask.is_some()) {
+            let reason = "conditions that go through as one batch come without padding";
+            return Err(ModelError::BadInput(reason.to_owned()));
+        }
+        let one = self.img_in.forward(&latents.to_kind(self.kind()));
+        let image = Tensor::cat(&vec![&one; conditions.len()], 0);
+        let rows = |(text, _): &(Text, Positions)| text.hidden.flatten(0, 1);
+        let hidden = Tensor::cat(&conditions.iter().map(rows).collect::<Vec<_>>(), 0);
+        let parts = conditions.iter().map(|(_, positions)| positions.part(None)).collect();
+        let shared = Shared { parts };
+        let out = self.through(image, hidden.unsqueeze(0), &shared, mods, Some(row))?;
+        Ok(out.chunk(conditions.len() as i64, 0))
+    }
+
+    /// All blocks and the output layer.
+    fn through(
+        &self,
+        mut image: Tensor,
+        mut hidden: Tensor,
+        shared: &Shared,
+        mods: &Mods,
+        time: Option<i64>,
+    ) -> Result<Tensor> {
         let last = self.blocks.len() - 1;
         for (index, (block, mods)) in self.blocks.iter().zip(&mods.blocks).enumerate() {
             let mods = mods.at(time);
             let end = index == last;
             (image, hidden) = match self.recompute {
-                true => block.recompute(&image, &hidden, &mods, &shared, end)?,
-                false => block.forward(&image, &hidden, &mods, &shared, end),
+                true => block.recompute(&image, &hidden, &mods, shared, end)?,
+                false => block.forward(&image, &hidden, &mods, shared, end),
             };
         }
         let pick = |x: &Tensor| match time {
