@@ -62,14 +62,12 @@ bench-checkpoint: setup ## a checkpoint of 1 GiB by two ranks beside torch.distr
 	$(CARGO) build -p duet-trainer --example checkpoint
 	.venv/bin/python scripts/bench/checkpoint.py $(BIN)/examples/checkpoint $(ARGS)
 
-bench-control: setup ## null trees through the real coordinator, beside Ray's actors in the same run (Ray in .venv-bench; TMPDIR=/dev/shm leaves the disk out)
+bench-control: setup ## the coordinator beside Ray in the same run, figures in target/bench/control.json (Ray in .venv-bench; TMPDIR chooses the disk)
 	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet ray==2.60.0
 	$(CARGO) build --release -p duet-coordinator --example control
-	for wide in 8 64; do \
-	  $(RELEASE)/examples/control --trees 1600 --wide $$wide && .venv-bench/bin/python scripts/bench/control_ray.py 1600 $$wide || exit 1; \
-	done
-	$(RELEASE)/examples/control loss && .venv-bench/bin/python scripts/bench/control_ray.py loss
+	$(CARGO) build --release -p duet-sim --example crowd
+	.venv-bench/bin/python scripts/bench/control.py $(RELEASE)/examples/control $(RELEASE)/examples/crowd $(ARGS)
 
 storage-test: setup ## checkpoints on Ceph's RGW and on s3s-fs, disturbed (minutes; installs s3s-fs with cargo; Ceph from Debian)
 	scripts/storage_test.sh
