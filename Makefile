@@ -52,14 +52,12 @@ bench: setup ## time the models beside transformers, diffusers and peft (a Pytho
 	$(CARGO) build --release -p duet-models --example speed
 	.venv/bin/python scripts/bench/models.py $(RELEASE)/examples/speed $(ARGS)
 
-bench-control: setup ## null trees through the real coordinator, beside Ray's actors in the same run (Ray in .venv-bench; TMPDIR=/dev/shm leaves the disk out)
+bench-control: setup ## the coordinator beside Ray in the same run, figures in target/bench/control.json (Ray in .venv-bench; TMPDIR chooses the disk)
 	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet ray==2.60.0
 	$(CARGO) build --release -p duet-coordinator --example control
-	for wide in 8 64; do \
-	  $(RELEASE)/examples/control --trees 1600 --wide $$wide && .venv-bench/bin/python scripts/bench/control_ray.py 1600 $$wide || exit 1; \
-	done
-	$(RELEASE)/examples/control loss && .venv-bench/bin/python scripts/bench/control_ray.py loss
+	$(CARGO) build --release -p duet-sim --example crowd
+	.venv-bench/bin/python scripts/bench/control.py $(RELEASE)/examples/control $(RELEASE)/examples/crowd $(ARGS)
 
 doc: setup ## API documentation of the workspace
 	$(CARGO) doc --workspace --no-deps

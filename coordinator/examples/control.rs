@@ -1,12 +1,17 @@
 //! How many trees a second the control plane carries through their whole life, when the work itself
-//! takes no time: `cargo run --release -p duet-coordinator --example control -- [--trees N] [--wide P]`.
+//! takes no time: `cargo run --release -p duet-coordinator --example control -- [--trees N] [--wide P]
+//! [--lag L] [--traces J] [--sessions S]`.
 //!
 //! The coordinator, four workers (two think and render, two score) and a trainer are processes of
-//! their own, over gRPC on loopback; the journal is on, with fsync and group commit; a tree is three
-//! leases (think, render, score), and P trees are in flight, then one optimiser step. Prints JSON.
+//! their own, over gRPC on loopback; the journal is on, with fsync and group commit. A tree is one
+//! lease to think, J to render and J to score; P trees make an optimiser step, with its published
+//! weights and its Parquet tables, and the trees of L steps more are sampled meanwhile. A worker has S
+//! sessions, each of which holds one lease. Prints JSON, with the processors' time that each lease
+//! took.
 //!
 //! `control -- loss` measures how long it takes from a worker's SIGKILL, in the middle of a lease, until
-//! another worker has been given that lease.
+//! another worker has been given that lease; `control -- floor` how long one append to the journal
+//! takes here when nothing else is done.
 #![forbid(unsafe_code)]
 
 use bytes::Bytes;
@@ -22,7 +27,7 @@ use duet_core::{ArtifactRef, Digest, Millis, PolicyVersion, Rank, Role, WorkerId
 use duet_service::server::Limits;
 use duet_service::worker::{Session, WorkerOptions};
 use duet_store::checkpoint::Retention;
-use duet_store::{Store, keys};
+use duet_store::{Journal, Store, keys};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -38,7 +43,6 @@ const WORKERS: [(&str, &str); 5] = [
     ("reward-1", "reward"),
     ("trainer-0", "trainer"),
 ];
-const LEASES_PER_TREE: u32 = 3;
 /// Longer than anything takes here.
 const DEADLINE: Duration = Duration::from_secs(240);
 
@@ -46,25 +50,62 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["coordinator", folder, trees, wide] => {
-            run(coordinate(Path::new(folder), trees.parse()?, wide.parse()?))
+        ["coordinator", folder, trees, wide, lag, traces] => {
+            let shape = Shape {
+                trees: trees.parse()?,
+                wide: wide.parse()?,
+                lag: lag.parse()?,
+                traces: traces.parse()?,
+            };
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(coordinate(Path::new(folder), shape))
         }
-        ["worker", folder, url, name, role] => run(work(Path::new(folder), url, name, role)),
+        ["worker", folder, url, name, role, sessions] => {
+            run(work(Path::new(folder), url, name, role, sessions.parse()?))
+        }
         ["holder", folder, url, name] => run(hold(Path::new(folder), url, name)),
         ["loss"] => loss(),
+        ["floor"] => run(floor()),
         rest => {
             let number = |flag: &str, default: u32| -> Result<u32> {
                 let at = rest.iter().position(|word| *word == flag);
                 let value = at.and_then(|at| rest.get(at + 1));
                 Ok(value.map_or(Ok(default), |text| text.parse())?)
             };
-            measure(number("--trees", 2_000)?, number("--wide", 8)?)
+            let shape = Shape {
+                trees: number("--trees", 2_000)?,
+                wide: number("--wide", 8)?,
+                lag: number("--lag", 0)?,
+                traces: number("--traces", 1)?,
+            };
+            measure(shape, number("--sessions", 2)?)
         }
     }
 }
 
+/// What is grown.
+#[derive(Clone, Copy)]
+struct Shape {
+    trees: u32,
+    /// P: trees of a step.
+    wide: u32,
+    lag: u32,
+    /// J.
+    traces: u32,
+}
+
+impl Shape {
+    fn steps(self) -> u32 {
+        self.trees / self.wide
+    }
+
+    fn leases_per_tree(self) -> u32 {
+        1 + 2 * self.traces
+    }
+}
+
 fn run(future: impl Future<Output = Result<()>>) -> Result<()> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
 }
 
 /// Processes that end with this one.
@@ -98,45 +139,98 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
 }
 
 /// Starts everything and measures from outside: by the files that the processes leave.
-fn measure(trees: u32, wide: u32) -> Result<()> {
+fn measure(shape: Shape, sessions: u32) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().display().to_string();
     let began = Instant::now();
-    let coordinator = start(&["coordinator", &path, &trees.to_string(), &wide.to_string()])?;
+    let numbers = [shape.trees, shape.wide, shape.lag, shape.traces].map(|n| n.to_string());
+    let [trees, wide, lag, traces] = &numbers;
+    let coordinator = start(&["coordinator", &path, trees, wide, lag, traces])?;
     let process = coordinator.id();
     let mut all = Children(vec![coordinator]);
     let ready = folder.path().join("ready");
     let url = wait_for("the coordinator", || std::fs::read_to_string(&ready).ok())?;
     for (name, role) in WORKERS {
-        all.0.push(start(&["worker", &path, url.trim(), name, role])?);
+        let sessions = if role == "trainer" { 1 } else { sessions };
+        all.0.push(start(&["worker", &path, url.trim(), name, role, &sessions.to_string()])?);
     }
     let lease = folder.path().join("leased");
     wait_for("the first lease", || lease.exists().then_some(()))?;
     let cold = began.elapsed();
-    let steps = trees / wide;
     let made = |step: u32| {
         let table = keys::table("updates", step - 1);
         folder.path().join("store").join(table).exists().then(Instant::now)
     };
+    let processes: Vec<u32> = all.0.iter().map(Child::id).collect();
+    let used = || processes.iter().map(|process| ticks(*process)).collect::<Vec<f64>>();
     let first = wait_for("the first step", || made(1))?;
-    let last = wait_for("the last step", || made(steps))?;
+    let before = used();
+    let last = wait_for("the last step", || made(shape.steps()))?;
+    let after = used();
     let seconds = (last - first).as_secs_f64();
-    let carried = f64::from((steps - 1) * wide);
+    let carried = f64::from((shape.steps() - 1) * shape.wide);
+    let leases = carried * f64::from(shape.leases_per_tree());
+    let cost: Vec<f64> =
+        before.iter().zip(&after).map(|(before, after)| (after - before) * 1e6 / leases).collect();
     let peak = std::fs::read_to_string(format!("/proc/{process}/status"))?;
     let peak = peak.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let peak: f64 = peak.and_then(|kib| kib.split_whitespace().next()?.parse().ok()).unwrap_or(0.0);
+    let segments = std::fs::read_dir(folder.path().join("store/journal/segments"))?;
+    let newest = segments.flatten().filter_map(|s| s.file_name().to_str()?.parse::<u64>().ok());
     println!(
         "{}",
         serde_json::json!({
             "trees": carried,
-            "in_flight": wide,
+            "trees_of_a_step": shape.wide,
+            "traces": shape.traces,
+            "lag": shape.lag,
+            "leases_in_flight": 4 * sessions,
             "seconds": seconds,
             "trees_per_second": carried / seconds,
-            "leases_per_second": carried * f64::from(LEASES_PER_TREE) / seconds,
+            "leases_per_second": leases / seconds,
+            "journal_segments_per_lease":
+                newest.max().unwrap_or(0) as f64
+                    / f64::from(shape.trees * shape.leases_per_tree()),
+            "coordinator_cpu_us_per_lease": cost[0],
+            "workers_cpu_us_per_lease": cost[1..5].iter().sum::<f64>(),
+            "trainer_cpu_us_per_lease": cost[5],
             "cold_start_to_first_lease_ms": cold.as_millis() as u64,
-            "coordinator_peak_mib": peak / 1024.0,
+            "coordinator_peak_mb": peak * 1024.0 / 1e6,
         })
     );
+    Ok(())
+}
+
+/// Seconds of processor time that a process has had.
+fn ticks(process: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The name, in parentheses, may hold blanks.
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let fields = fields.split_whitespace().skip(11).take(2);
+    // Linux gives them in hundredths.
+    fields.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
+/// Appends one after the other, each awaited.
+async fn floor() -> Result<()> {
+    const APPENDS: usize = 500;
+    let folder = tempfile::tempdir()?;
+    let mut journal = Journal::open(&store(folder.path())?, keys::JOURNAL).await?.journal;
+    let mut spans = Vec::with_capacity(APPENDS);
+    for _ in 0..APPENDS {
+        let began = Instant::now();
+        journal.append(&[vec![b'x'; 2_000]]).await?;
+        spans.push(began.elapsed().as_secs_f64() * 1000.0);
+    }
+    spans.sort_by(f64::total_cmp);
+    let mean = spans.iter().sum::<f64>() / APPENDS as f64;
+    let report = serde_json::json!({
+        "appends": APPENDS,
+        "append_ms": spans[APPENDS / 2],
+        "mean_ms": mean,
+        "p90_ms": spans[APPENDS * 9 / 10],
+    });
+    println!("{report}");
     Ok(())
 }
 
@@ -149,7 +243,7 @@ fn loss() -> Result<()> {
     for _ in 0..ROUNDS {
         let folder = tempfile::tempdir()?;
         let path = folder.path().display().to_string();
-        let mut all = Children(vec![start(&["coordinator", &path, "1", "1"])?]);
+        let mut all = Children(vec![start(&["coordinator", &path, "1", "1", "0", "1"])?]);
         let ready = folder.path().join("ready");
         let url = wait_for("the coordinator", || std::fs::read_to_string(&ready).ok())?;
         let held = |name: &str| {
@@ -206,14 +300,14 @@ fn store(folder: &Path) -> Result<Store> {
     Ok(Store::open(&folder.join("store").display().to_string())?)
 }
 
-async fn coordinate(folder: &Path, trees: u32, wide: u32) -> Result<()> {
+async fn coordinate(folder: &Path, shape: Shape) -> Result<()> {
     let spec = RunSpec {
         seed: 1,
-        iterations: trees / wide,
-        prompts_per_iteration: wide,
-        traces: 1,
+        iterations: shape.steps(),
+        prompts_per_iteration: shape.wide,
+        traces: shape.traces,
         leaves: 1,
-        lag: 0,
+        lag: shape.lag,
         steps: 2,
         window: WindowSpec::Random { len: 1, low: 0, high: 1 },
         schedule: Schedule::Balanced,
@@ -257,20 +351,31 @@ async fn coordinate(folder: &Path, trees: u32, wide: u32) -> Result<()> {
     Ok(())
 }
 
-async fn work(folder: &Path, url: &str, name: &str, role: &str) -> Result<()> {
+/// A worker with so many sessions.
+async fn work(folder: &Path, url: &str, name: &str, role: &str, sessions: u32) -> Result<()> {
     let role = match role {
         "rollout" => Role::Rollout,
         "reward" => Role::Reward,
         _ => Role::Trainer,
     };
+    let names = (0..sessions).map(|n| format!("{name}.{n}"));
+    let all = names.map(|name| async move { serve(folder, url, &name, role).await });
+    futures::future::try_join_all(all).await?;
+    Ok(())
+}
+
+async fn serve(folder: &Path, url: &str, name: &str, role: Role) -> Result<()> {
     let session = Session::connect(worker(url, name, role), CancellationToken::new()).await?;
     let store = store(folder)?;
+    let mut leased = false;
     let nothing = ArtifactRef { key: "nothing".to_owned(), digest: Digest([0; 32]), bytes: 0 };
     let mut version = PolicyVersion(0);
     loop {
         let report = match session.next().await? {
             Assignment::Lease(lease) => {
-                std::fs::write(folder.join("leased"), "")?;
+                if !std::mem::replace(&mut leased, true) {
+                    std::fs::write(folder.join("leased"), "")?;
+                }
                 let outcome =
                     Outcome::Done { result: null(&lease.work, &nothing), took: Millis(0) };
                 Report::Lease { id: lease.id, outcome }
@@ -323,14 +428,17 @@ async fn work(folder: &Path, url: &str, name: &str, role: &str) -> Result<()> {
 /// What a lease gives when nothing is computed.
 fn null(work: &Work, nothing: &ArtifactRef) -> Done {
     match work {
-        Work::Think(_) => Done::Think(vec![Trace {
-            artifact: nothing.clone(),
-            text: String::new(),
-            refined_prompt: "x".to_owned(),
-            well_formed: true,
-            tokens: 1,
-            finish: Finish::Stop,
-        }]),
+        Work::Think(think) => {
+            let trace = Trace {
+                artifact: nothing.clone(),
+                text: String::new(),
+                refined_prompt: "x".to_owned(),
+                well_formed: true,
+                tokens: 1,
+                finish: Finish::Stop,
+            };
+            Done::Think(vec![trace; think.traces as usize])
+        }
         Work::Render(_) => Done::Render(nothing.clone()),
         Work::Score(_) => Done::Score(vec![[("null".to_owned(), Score::Scored(0.5))].into()]),
     }

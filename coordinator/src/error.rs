@@ -125,7 +125,9 @@ impl CoordinatorError {
 fn store_code(error: &StoreError) -> u8 {
     match error {
         StoreError::Url { .. } | StoreError::Conflict { .. } => exit::CONFIG,
-        StoreError::Timeout { .. } | StoreError::Backend { .. } => exit::RETRY,
+        StoreError::Timeout { .. }
+        | StoreError::Unreachable { .. }
+        | StoreError::Backend { .. } => exit::RETRY,
         _ => exit::IO,
     }
 }

@@ -65,6 +65,7 @@ impl Service {
         if let Some(scraped) = &scraped {
             tracing::info!(address = %scraped.address(), "metrics at /metrics");
         }
+        options.store.reach().await?;
         let new = Identity::claim(&options).await?;
         let opened = restore(&options).await?;
         let state = opened.scheduler.state();

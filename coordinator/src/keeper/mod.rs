@@ -25,6 +25,8 @@ pub const QUEUE: usize = 256;
 /// Iterations whose tables could not be written yet and are tried again; beyond that the oldest waits
 /// for a restart, which writes it again from the journal.
 const BACKLOG: usize = 64;
+/// Iterations whose tables are written at the same time, so that a disk syncs them together.
+const AT_ONCE: usize = 8;
 
 /// Something to be kept.
 pub enum Job {
@@ -93,10 +95,17 @@ impl Keeper {
 
     /// Does jobs until there can be no more: the driver has ended and the queue is empty.
     pub async fn run(mut self) {
-        while let Some(job) = self.jobs.recv().await {
+        let mut next = None;
+        loop {
+            let job = match next.take() {
+                Some(job) => Some(job),
+                None => self.jobs.recv().await,
+            };
+            let Some(job) = job else { break };
             match job {
                 Job::Lineage(lineage) => {
                     self.backlog.push_back(lineage);
+                    next = self.take_more();
                     self.write_backlog().await;
                 }
                 Job::Checkpoint(job) => {
@@ -114,6 +123,19 @@ impl Keeper {
         self.write_backlog().await;
     }
 
+    /// Takes along the iterations that wait already; gives back the first other job, which must come
+    /// after them.
+    fn take_more(&mut self) -> Option<Job> {
+        while self.backlog.len() < AT_ONCE {
+            match self.jobs.try_recv() {
+                Ok(Job::Lineage(lineage)) => self.backlog.push_back(lineage),
+                Ok(other) => return Some(other),
+                Err(_) => break,
+            }
+        }
+        None
+    }
+
     fn tell(&self, kept: Kept) {
         // Nobody listens only when the coordinator is going.
         drop(self.kept.send(kept));
@@ -123,21 +145,28 @@ impl Keeper {
         self.tell(Kept::Failure { kind, text });
     }
 
-    /// Writes the tables that are not written yet, oldest first.
+    /// Writes the tables that are not written yet, several iterations at once; they count in order.
     async fn write_backlog(&mut self) {
-        while let Some(lineage) = self.backlog.front() {
-            if let Err(error) = self.lineage.write(lineage).await {
-                self.fail("lineage", format!("tables of iteration {}: {error}", lineage.iteration));
-                if self.backlog.len() > BACKLOG {
-                    self.backlog.pop_front();
+        while !self.backlog.is_empty() {
+            let some = self.backlog.iter().take(AT_ONCE).map(|lineage| self.lineage.write(lineage));
+            let written: Vec<_> = futures::future::join_all(some).await;
+            for done in written {
+                // What was written of later ones is found written when they are tried again.
+                let Some(lineage) = self.backlog.front() else { return };
+                if let Err(error) = done {
+                    let text = format!("tables of iteration {}: {error}", lineage.iteration);
+                    self.fail("lineage", text);
+                    if self.backlog.len() > BACKLOG {
+                        self.backlog.pop_front();
+                    }
+                    return;
                 }
-                return;
+                let line = self.metrics.as_mut().map_or(Ok(()), |file| file.append(lineage));
+                if let Err(error) = line {
+                    self.fail("metrics", error.to_string());
+                }
+                self.backlog.pop_front();
             }
-            let written = self.metrics.as_mut().map_or(Ok(()), |file| file.append(lineage));
-            if let Err(error) = written {
-                self.fail("metrics", error.to_string());
-            }
-            self.backlog.pop_front();
         }
     }
 

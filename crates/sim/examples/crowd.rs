@@ -76,12 +76,14 @@ struct Crowd {
     now: u64,
     told: VecDeque<(WorkerId, Assignment)>,
     times: Vec<Duration>,
+    polls: Vec<Duration>,
     records: usize,
 }
 
 impl Crowd {
     fn event(&mut self, event: Event) {
         self.now += 1;
+        let poll = matches!(event, Event::Polled { .. });
         let began = Instant::now();
         let _ = self.scheduler.handle(Millis(self.now), event);
         if self.scheduler.poll_timeout().is_some_and(|due| due.0 <= self.now) {
@@ -91,7 +93,11 @@ impl Crowd {
         while let Some(output) = self.scheduler.poll_output() {
             outputs.push(output);
         }
-        self.times.push(began.elapsed());
+        let took = began.elapsed();
+        self.times.push(took);
+        if poll {
+            self.polls.push(took);
+        }
         for output in outputs {
             self.records += output.records.len();
             for effect in output.effects {
@@ -108,7 +114,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let prompts = (0..u64::from(TREES)).map(row).collect();
     let scheduler = Scheduler::new(spec(), prompts, Generation(1))?;
     let (told, times) = (VecDeque::new(), Vec::with_capacity(2 * EVENTS));
-    let mut crowd = Crowd { scheduler, now: 0, told, times, records: 0 };
+    let polls = Vec::with_capacity(EVENTS);
+    let mut crowd = Crowd { scheduler, now: 0, told, times, polls, records: 0 };
     let session = 1;
     let names: Vec<WorkerId> = (0..WORKERS).map(|i| WorkerId(format!("worker-{i:05}"))).collect();
     for (i, worker) in names.iter().enumerate() {
@@ -129,22 +136,28 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let state = crowd.scheduler.state();
     let (flying, images) = (state.in_flight(), state.totals.images);
-    let mut times = crowd.times;
-    let total: Duration = times.iter().sum();
-    times.sort_unstable();
-    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
+    let (mut times, mut polls) = (crowd.times, crowd.polls);
     println!(
         "{} events, {} records, {flying} trees in flight, {images} images",
         times.len(),
         crowd.records
     );
+    print("event", &mut times);
+    print("poll", &mut polls);
+    Ok(())
+}
+
+fn print(what: &str, times: &mut [Duration]) {
+    times.sort_unstable();
+    let total: Duration = times.iter().sum();
+    let us = |time: Duration| time.as_secs_f64() * 1e6;
+    let at = |part: f64| us(times[((times.len() - 1) as f64 * part) as usize]);
     println!(
-        "mean {:?}, p50 {:?}, p99 {:?}, p99.9 {:?}, max {:?}",
-        total / times.len() as u32,
-        at(0.5),
+        "{what} p99 {:.1} us, p99.9 {:.1} us, most {:.1} us, median {:.1} us, mean {:.1} us",
         at(0.99),
         at(0.999),
-        at(1.0)
+        at(1.0),
+        at(0.5),
+        us(total / times.len() as u32)
     );
-    Ok(())
 }

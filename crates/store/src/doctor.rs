@@ -112,6 +112,7 @@ impl fmt::Display for Diagnosis {
 /// # Errors
 /// The store cannot be reached or written at all.
 pub async fn probe(store: &Store) -> Result<Diagnosis, StoreError> {
+    store.reach().await?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     let prefix = format!("doctor/{}-{now}", std::process::id());
     let first = Bytes::from_static(b"the first of two contents");

@@ -78,7 +78,7 @@ pub enum StoreError {
     /// The disk or quota is full.
     #[error(
         "no space left in store {place} to write `{key}`: free some and resume the run; \
-         nothing half-written is visible"
+         nothing half-written counts"
     )]
     Full {
         /// The store.
@@ -107,6 +107,16 @@ pub enum StoreError {
         operation: &'static str,
         /// How long it had.
         after: Duration,
+    },
+    /// A store behind a network gives no answer at the start.
+    #[error("store {place} cannot be reached: {reason}; {remedy}")]
+    Unreachable {
+        /// The store.
+        place: String,
+        /// What happened.
+        reason: String,
+        /// What to look after.
+        remedy: String,
     },
     /// Any other failure of the backend, after all retries.
     #[error("store {place}: cannot {operation} `{key}`: {source}")]
@@ -137,8 +147,20 @@ impl StoreError {
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
-            StoreError::Timeout { .. } | StoreError::Backend { .. } | StoreError::Full { .. }
+            StoreError::Timeout { .. }
+                | StoreError::Unreachable { .. }
+                | StoreError::Backend { .. }
+                | StoreError::Full { .. }
         )
+    }
+
+    /// What happened, without the store and the key.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            StoreError::Backend { source, .. } => root(source),
+            StoreError::Timeout { after, .. } => format!("no answer within {} s", after.as_secs()),
+            other => other.to_string(),
+        }
     }
 
     /// A short class for counters: `missing`, `corrupt`, `full`, ...
@@ -154,6 +176,7 @@ impl StoreError {
             StoreError::Full { .. } => "full",
             StoreError::Denied { .. } => "denied",
             StoreError::Timeout { .. } => "timeout",
+            StoreError::Unreachable { .. } => "unreachable",
             StoreError::Backend { .. } => "backend",
             StoreError::Table { .. } => "table",
         }

@@ -41,6 +41,19 @@ mod networked {
     use std::sync::Arc;
     use std::time::Duration;
 
+    #[cfg(feature = "s3")]
+    const S3: &str = "are the credentials set (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; without \
+        them this machine's instance role is asked for), and AWS_REGION or, for another service than \
+        Amazon's, AWS_ENDPOINT_URL? is the network open?";
+    #[cfg(feature = "gcs")]
+    const GCS: &str = "are the credentials set (GOOGLE_APPLICATION_CREDENTIALS or \
+        GOOGLE_SERVICE_ACCOUNT; without them this machine's instance account is asked for)? is the \
+        network open?";
+    #[cfg(feature = "azure")]
+    const AZURE: &str = "are the credentials set (AZURE_STORAGE_ACCOUNT_NAME and \
+        AZURE_STORAGE_ACCOUNT_KEY; without the key this machine's identity is asked for)? is the \
+        network open?";
+
     /// For a connection.
     const CONNECT: &str = "10 seconds";
     /// For a request: longer than any deadline of [`Store`], which grow with the object.
@@ -63,7 +76,7 @@ mod networked {
                 REQUEST,
             )
             .build();
-        store(url, prefix, built)
+        store(url, prefix, built, S3)
     }
 
     #[cfg(feature = "gcs")]
@@ -82,7 +95,7 @@ mod networked {
                 REQUEST,
             )
             .build();
-        store(url, prefix, built)
+        store(url, prefix, built, GCS)
     }
 
     #[cfg(feature = "azure")]
@@ -101,7 +114,7 @@ mod networked {
                 REQUEST,
             )
             .build();
-        store(url, prefix, built)
+        store(url, prefix, built, AZURE)
     }
 
     /// Objects that are larger go in parts of this size.
@@ -142,6 +155,7 @@ mod networked {
         url: &str,
         prefix: Path,
         built: object_store::Result<B>,
+        remedy: &str,
     ) -> Result<Store> {
         let backend = built.map_err(|error| StoreError::Url {
             url: without_credentials(url),
@@ -157,6 +171,7 @@ mod networked {
             backoff_max: Duration::from_secs(20),
             ..Limits::default()
         };
-        Ok(Store::with_backend(backend, url).with_limits(limits).in_parts(parts, prefix, PART))
+        let store = Store::with_backend(backend, url).with_limits(limits);
+        Ok(store.in_parts(parts, prefix, PART).behind_network(remedy))
     }
 }

@@ -51,6 +51,9 @@ impl Default for Limits {
     }
 }
 
+/// For one try of [`Store::reach`].
+const REACH: Duration = Duration::from_secs(3);
+
 /// An object, as a listing shows it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
@@ -71,6 +74,8 @@ pub struct Store {
     limits: Limits,
     /// How large objects are written; `None`: as all others.
     large: Option<Large>,
+    /// What to look after when a store behind a network does not answer; `None`: this is none.
+    remedy: Option<Arc<str>>,
 }
 
 impl Store {
@@ -125,7 +130,15 @@ impl Store {
             root: None,
             limits: Limits::default(),
             large: None,
+            remedy: None,
         }
+    }
+
+    /// The same store, which is behind a network; `remedy` is what errors tell to do when it does not
+    /// answer at the start.
+    pub fn behind_network(mut self, remedy: &str) -> Store {
+        self.remedy = Some(remedy.into());
+        self
     }
 
     /// The same store, which writes artifacts of more than `part` bytes in parts below `prefix` of a
@@ -149,6 +162,28 @@ impl Store {
     /// Where the files lie, if they do.
     pub fn local_root(&self) -> Option<PathBuf> {
         self.root.as_deref().map(Path::to_owned)
+    }
+
+    /// Asks a store behind a network for any answer at all, with little patience: for starts, where a
+    /// missing credential or a wrong address is likelier than an outage. What runs has the patience
+    /// of its [`Limits`].
+    ///
+    /// # Errors
+    /// [`StoreError::Unreachable`] within seven seconds; [`StoreError::Denied`].
+    pub async fn reach(&self) -> Result<()> {
+        let Some(remedy) = &self.remedy else { return Ok(()) };
+        let brief = Limits { tries: 2, timeout: REACH, backoff: REACH / 10, ..self.limits };
+        let asked = self.clone().with_limits(brief).size(crate::keys::RUN).await;
+        match asked {
+            Err(error @ (StoreError::Timeout { .. } | StoreError::Backend { .. })) => {
+                Err(StoreError::Unreachable {
+                    place: self.place.to_string(),
+                    reason: error.reason(),
+                    remedy: remedy.to_string(),
+                })
+            }
+            asked => asked.map(drop),
+        }
     }
 
     /// Artifacts of this store.

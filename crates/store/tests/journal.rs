@@ -48,7 +48,13 @@ async fn what_was_appended_is_read_back_in_order_and_generations_grow() {
 
 #[tokio::test]
 async fn the_one_before_is_fenced_at_its_next_append() {
-    let store = Store::memory();
+    let (_folder, folder) = local();
+    for store in [Store::memory(), folder] {
+        fences_the_one_before(store).await;
+    }
+}
+
+async fn fences_the_one_before(store: Store) {
     let mut first = Journal::open(&store, PREFIX).await.unwrap().journal;
     first.append(&records(0, 2)).await.unwrap();
     let mut second = Journal::open(&store, PREFIX).await.unwrap();
@@ -62,7 +68,13 @@ async fn the_one_before_is_fenced_at_its_next_append() {
 
 #[tokio::test]
 async fn a_writer_that_slept_while_segments_were_collected_is_fenced_all_the_same() {
-    let store = Store::memory();
+    let (_folder, folder) = local();
+    for store in [Store::memory(), folder] {
+        fences_a_sleeper(store).await;
+    }
+}
+
+async fn fences_a_sleeper(store: Store) {
     let mut sleeper = Journal::open(&store, PREFIX).await.unwrap().journal;
     sleeper.append(&records(0, 1)).await.unwrap();
     let mut next = Journal::open(&store, PREFIX).await.unwrap().journal;
@@ -159,6 +171,28 @@ async fn a_torn_newest_segment_is_void_on_a_local_disk() {
         let again = Journal::open(&store, PREFIX).await.unwrap();
         assert_eq!((again.records, again.torn), ([records(0, 2), records(7, 1)].concat(), None));
     }
+}
+
+#[tokio::test]
+async fn what_was_declared_void_stays_void_when_its_writer_ends_it_later() {
+    let (_folder, store) = local();
+    let mut first = Journal::open(&store, PREFIX).await.unwrap().journal;
+    first.append(&records(0, 2)).await.unwrap();
+    let late = first.position() + 1;
+    let whole = journal::segment_bytes(first.generation().0, late, &records(50, 2));
+    // Its writer is in the middle of it when another coordinator takes over.
+    std::fs::write(segment(&store, late), &whole[..whole.len() / 2]).unwrap();
+    let mut second = Journal::open(&store, PREFIX).await.unwrap();
+    assert_eq!((second.records, second.torn.is_some()), (records(0, 2), true));
+    std::fs::write(segment(&store, late), &whole).unwrap();
+    second.journal.append(&records(2, 1)).await.unwrap();
+    assert_eq!(journal::read(&store, PREFIX).await.unwrap().1, records(0, 3));
+    let retained = journal::retained(&store, PREFIX).await.unwrap();
+    assert_eq!(
+        retained.batches.iter().flat_map(|b| b.records.clone()).collect::<Vec<_>>(),
+        records(0, 3)
+    );
+    assert_eq!(Journal::open(&store, PREFIX).await.unwrap().records, records(0, 3));
 }
 
 #[tokio::test]

@@ -171,3 +171,25 @@ proptest! {
         });
     }
 }
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_at_the_start_is_told_soon_and_with_the_remedy() {
+    let odd = Arc::new(Odd::new(Vice::Down));
+    let store = Store::with_backend(odd.clone(), "s3://bucket/run").with_limits(quick());
+    // What is not behind a network needs no asking.
+    store.reach().await.unwrap();
+    assert_eq!(odd.requests.load(Ordering::Relaxed), 0);
+    let store = store.behind_network("are the credentials set?");
+    let error = probe(&store).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
+    let said = error.to_string();
+    assert!(
+        said.contains("s3://bucket/run") && said.contains("are the credentials set?"),
+        "{said}"
+    );
+    assert_eq!(odd.requests.load(Ordering::Relaxed), 2, "it was asked more often than a start may");
+    // Whoever runs already has the patience it had.
+    store.get("x").await.unwrap_err();
+    assert_eq!(odd.requests.load(Ordering::Relaxed), 2 + u64::from(quick().tries));
+    Odd::store(Vice::Flaky).behind_network("").reach().await.unwrap();
+}

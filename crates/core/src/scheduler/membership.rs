@@ -7,6 +7,9 @@ use crate::mutation::Mutation;
 use crate::work::LeaseId;
 use crate::{Millis, PolicyVersion, Role, TreeId, WorkerId};
 
+/// For a worker whose connection alone closed to be heard of again: many round trips within a site.
+const ALONE: Millis = Millis(20);
+
 impl Scheduler {
     pub(super) fn register(&mut self, id: WorkerId, role: Role, session: u64) -> Verdict {
         match self.workers.get(&id) {
@@ -45,15 +48,20 @@ impl Scheduler {
     }
 
     /// A closed connection shortens the wait for a sign of life: a process that lives connects again
-    /// at once.
+    /// at once. It is shorter still where nothing but the process can be to blame and waiting costs
+    /// something: one connection alone closed, and another worker idles who could do its work. What
+    /// is lost by a mistake is one lease's work. A trainer's group would be lost, so it is waited for.
     pub(super) fn disconnected(&mut self, id: &WorkerId, session: u64) -> Verdict {
-        match self.workers.get(id) {
-            Some(worker) if worker.session == session => {
-                self.workers.cut(id, self.now.after(self.spec.timing.reconnect));
-                Verdict::Accepted
-            }
-            _ => Verdict::Unknown,
-        }
+        let role = match self.workers.get(id) {
+            Some(worker) if worker.session == session => worker.role,
+            _ => return Verdict::Unknown,
+        };
+        let alone = self.workers.first_cut().is_none();
+        let heir = role != Role::Trainer && self.workers.idle(role).any(|other| other != id);
+        let reconnect = self.spec.timing.reconnect;
+        let wait = if alone && heir { reconnect.min(ALONE) } else { reconnect };
+        self.workers.cut(id, self.now.after(wait));
+        Verdict::Accepted
     }
 
     /// A poll also says "I hold nothing": an assignment that never arrived starts over.
@@ -126,9 +134,7 @@ impl Scheduler {
             if until > self.now {
                 break;
             }
-            let within = self.spec.timing.reconnect.0;
-            let reason =
-                format!("its connection closed and it did not come back within {within} ms");
+            let reason = "its connection closed and it did not come back in time".to_owned();
             self.lose(&id, "worker-lost", &reason);
         }
     }

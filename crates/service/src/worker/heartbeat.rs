@@ -7,6 +7,7 @@ use duet_proto::v1 as wire;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
@@ -41,15 +42,20 @@ pub(super) async fn attend(
 ) {
     let lines = async {
         loop {
+            let began = Instant::now();
             let held = line(&link, &mut tried).await;
             drop(tried.take());
+            let lasted = began.elapsed();
             match held {
                 Ok(()) => {}
                 // Heartbeats do without; polls and reports say what is wrong.
                 Err(status) if status.code() == Code::Unimplemented => return,
                 Err(status) => tracing::debug!(error = %status.message(), "line"),
             }
-            tokio::time::sleep(link.known().heartbeat.min(REOPEN)).await;
+            // The end of a line that stood is answered at once: the coordinator counts the moments.
+            if lasted < REOPEN {
+                tokio::time::sleep(link.known().heartbeat.min(REOPEN)).await;
+            }
         }
     };
     tokio::select! {

@@ -14,9 +14,14 @@
 //! its successor wrote, took a snapshot and collected could otherwise create its next number in the
 //! gap and believe it durable. Generations are never collected.
 //!
+//! On a disk of this machine a segment is created with fewer writes; it may then be found
+//! half-written, and whoever finds it so has claimed its generation before, so that the writer's look
+//! tells it that nothing of it counts.
+//!
 //! A failed append leaves it open whether the segment exists, so the journal refuses to go on; a new
 //! one must be opened, which reads what there is.
 
+mod disk;
 mod open;
 mod retained;
 mod segment;
@@ -30,8 +35,13 @@ use crate::error::StoreError;
 use crate::keys;
 use crate::store::Store;
 use bytes::Bytes;
+use disk::{Disk, Written};
 use duet_core::Generation;
 use segment::Segment;
+use std::time::Duration;
+
+/// For a segment to become durable on a disk of this machine.
+const DISK: Duration = Duration::from_secs(30);
 
 /// What can go wrong with a journal.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +108,8 @@ pub struct Journal {
     position: u64,
     broken: bool,
     salt: [u8; 16],
+    /// How segments are made where only this machine can look.
+    disk: Option<Disk>,
 }
 
 impl Journal {
@@ -204,20 +216,49 @@ impl Journal {
             nonce: self.nonce(number),
             records,
         };
-        match self.store.create(&key, segment::encode(&segment)).await {
-            Ok(()) => {}
-            Err(StoreError::Exists { key, .. }) => {
-                return Err(JournalError::Fenced { key, mine: self.generation });
-            }
-            Err(error) => return Err(error.into()),
-        }
+        let (bytes, mine) = (segment::encode(&segment), self.generation);
         let next = keys::generation(&self.prefix, self.generation.0 + 1);
-        if self.store.size(&next).await?.is_some() {
-            return Err(JournalError::Fenced { key: next, mine: self.generation });
+        match self.create(&key, bytes, &next).await? {
+            Written::Durable => {}
+            Written::Exists => return Err(JournalError::Fenced { key, mine }),
+            Written::Claimed => return Err(JournalError::Fenced { key: next, mine }),
         }
         self.position = number;
         self.broken = false;
         Ok(())
+    }
+
+    /// Creates a segment and looks for the claim that ends this writer.
+    async fn create(&self, key: &str, bytes: Bytes, next: &str) -> Result<Written, StoreError> {
+        if let Some(disk) = &self.disk {
+            return self.create_on(disk, key, bytes, next).await;
+        }
+        match self.store.create(key, bytes).await {
+            Ok(()) => {}
+            Err(StoreError::Exists { .. }) => return Ok(Written::Exists),
+            Err(error) => return Err(error),
+        }
+        let claimed = self.store.size(next).await?.is_some();
+        Ok(if claimed { Written::Claimed } else { Written::Durable })
+    }
+
+    async fn create_on(
+        &self,
+        disk: &Disk,
+        key: &str,
+        bytes: Bytes,
+        next: &str,
+    ) -> Result<Written, StoreError> {
+        let (disk, at, next) = (disk.clone(), key.to_owned(), next.to_owned());
+        let written = tokio::task::spawn_blocking(move || disk.write(&at, &bytes, &next));
+        match tokio::time::timeout(DISK, written).await {
+            Ok(Ok(written)) => written,
+            // Late, or the runtime is being shut down.
+            Ok(Err(_)) | Err(_) => {
+                let (place, key) = (self.store.place().to_owned(), key.to_owned());
+                Err(StoreError::Timeout { place, key, operation: "create", after: DISK })
+            }
+        }
     }
 
     /// Differs between writers, and so lets a writer tell its own segment from another's.
@@ -237,6 +278,7 @@ impl Journal {
             position,
             broken: false,
             salt: salt(),
+            disk: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Opening and reading a journal.
 
+use super::disk::Disk;
 use super::segment::{self, Bad, Segment};
 use super::{Journal, JournalError, MAX_SEGMENT, claim};
 use crate::error::StoreError;
@@ -63,6 +64,9 @@ pub(super) async fn open(store: &Store, prefix: &str) -> Result<Opened, JournalE
         let mut journal = Journal::new(store, prefix, generation, history.position);
         match journal.write(Vec::new(), voids).await {
             Ok(()) => {
+                // The opening segment is made like any object: whole or not at all, because what it
+                // declares void must stay void.
+                journal.disk = Disk::of(store, &keys::segments(prefix));
                 let generation = journal.generation();
                 let History { snapshot, records, .. } = history;
                 return Ok(Opened { journal, generation, snapshot, records, torn });
@@ -134,6 +138,9 @@ async fn history(store: &Store, prefix: &str) -> Result<History, JournalError> {
     for (number, segment) in wanted.iter().copied().zip(segments) {
         history.position = number;
         match segment {
+            // Also when it is whole by now: its writer was still at it when it was declared void, and
+            // was fenced.
+            _ if void.contains(&number) => {}
             Ok(segment) if segment.generation >= generation => {
                 generation = segment.generation;
                 history.records.extend(segment.records);
@@ -143,7 +150,6 @@ async fn history(store: &Store, prefix: &str) -> Result<History, JournalError> {
                     format!("it is of generation {}, after {generation}", segment.generation);
                 return Err(JournalError::Corrupt { key: keys::segment(prefix, number), reason });
             }
-            Err(_) if void.contains(&number) => {}
             Err(Bad::Torn(reason)) if wanted.last() == Some(&number) => {
                 history.torn = Some((number, reason));
             }

@@ -63,6 +63,8 @@ pub async fn retained(store: &Store, prefix: &str) -> Result<Retained, JournalEr
             Err(what) => bad.push((number, what)),
         }
     }
+    // Also those that are whole by now: see `open`.
+    batches.retain(|batch| !void.contains(&batch.number));
     for (number, what) in bad {
         let newest = wanted.last() == Some(&number) && matches!(what, Bad::Torn(_));
         if !newest && !void.contains(&number) {

@@ -21,13 +21,16 @@ use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use duet_core::scheduler::IterationLineage;
+use futures::future::try_join5;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
 /// Largest table file that is read, in bytes.
 const MAX_FILE: u64 = 4 << 30;
+/// Bytes in memory below which a table is written plainly.
+const SMALL: usize = 64 << 10;
 
 /// A row of a table.
 pub trait Row: Sized + Clone + PartialEq + Send + Sync + 'static {
@@ -87,11 +90,15 @@ impl Lineage {
     /// # Errors
     /// [`StoreError::Conflict`] when other rows are there.
     pub async fn write_rows(&self, iteration: u32, rows: &Rows) -> Result<()> {
-        self.write_table(iteration, &rows.prompts).await?;
-        self.write_table(iteration, &rows.traces).await?;
-        self.write_table(iteration, &rows.leaves).await?;
-        self.write_table(iteration, &rows.rewards).await?;
-        self.write_table(iteration, &rows.advantages).await?;
+        // At the same time, so that a disk syncs them together.
+        try_join5(
+            self.write_table(iteration, &rows.prompts),
+            self.write_table(iteration, &rows.traces),
+            self.write_table(iteration, &rows.leaves),
+            self.write_table(iteration, &rows.rewards),
+            self.write_table(iteration, &rows.advantages),
+        )
+        .await?;
         self.write_table(iteration, &rows.updates).await
     }
 
@@ -157,14 +164,23 @@ impl Lineage {
 fn encode<R: Row>(rows: &[R]) -> std::result::Result<Bytes, String> {
     let said = |error: &dyn std::error::Error| error.to_string();
     let schema = R::schema();
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        .set_created_by("duet".to_owned())
-        .build();
+    let batch =
+        RecordBatch::try_new(schema.clone(), R::columns(rows)).map_err(|error| said(&error))?;
+    let properties = WriterProperties::builder().set_created_by("duet".to_owned());
+    // What is used of the memory, so that the same rows always give the same bytes.
+    let used = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or(SMALL);
+    let properties = match batch.columns().iter().map(used).sum() {
+        // To set up a compressor, a dictionary and an index of pages for each column would take
+        // longer than all the rest.
+        ..SMALL => properties
+            .set_compression(Compression::UNCOMPRESSED)
+            .set_dictionary_enabled(false)
+            .set_statistics_enabled(EnabledStatistics::Chunk),
+        _ => properties.set_compression(Compression::ZSTD(ZstdLevel::default())),
+    };
     let mut out = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut out, schema.clone(), Some(properties))
+    let mut writer = ArrowWriter::try_new(&mut out, schema, Some(properties.build()))
         .map_err(|error| said(&error))?;
-    let batch = RecordBatch::try_new(schema, R::columns(rows)).map_err(|error| said(&error))?;
     writer.write(&batch).map_err(|error| said(&error))?;
     writer.close().map_err(|error| said(&error))?;
     Ok(out.into())

@@ -26,6 +26,8 @@ pub enum Vice {
     ChecksLate,
     /// Every other request fails, half of those after having taken effect.
     Flaky,
+    /// Nobody answers.
+    Down,
     /// The disk is full after so many creations.
     Full,
     /// The same, but the first creation that fails has taken effect.
@@ -37,7 +39,8 @@ pub enum Vice {
 pub struct Odd {
     inner: InMemory,
     vice: Vice,
-    requests: AtomicU64,
+    /// Requests so far that were told to fail or not.
+    pub requests: AtomicU64,
     /// Creations that still work, for a full disk.
     pub room: AtomicI64,
 }
@@ -55,7 +58,8 @@ impl Odd {
     /// Whether this request fails, and if so whether it takes effect all the same.
     fn fate(&self) -> (bool, bool) {
         let n = self.requests.fetch_add(1, Ordering::Relaxed);
-        (self.vice == Vice::Flaky && n.is_multiple_of(2), n.is_multiple_of(4))
+        let fails = self.vice == Vice::Down || self.vice == Vice::Flaky && n.is_multiple_of(2);
+        (fails, self.vice == Vice::Flaky && n.is_multiple_of(4))
     }
 }
 

@@ -80,6 +80,33 @@ fn a_worker_whose_connection_closed_is_lost_unless_it_comes_back() {
     assert!(units.contains(&lease.id.unit), "its lease went to another worker: {units:?}");
 }
 
+/// Nobody waits long for a process that is most likely dead while another one idles; but when several
+/// connections close at once, the network is to blame.
+#[test]
+fn a_worker_that_is_cut_alone_is_waited_for_less_long_while_another_idles() {
+    let mut world = World::new(RunSpec { prompts_per_iteration: 2, iterations: 1, ..spec() });
+    for name in ["rollout-0", "rollout-1", "rollout-2"] {
+        registered(&mut world, name, Role::Rollout, 1);
+    }
+    let (first, lost) = first_lease(&mut world);
+    let (second, _) = first_lease(&mut world);
+    let closed = |worker: &WorkerId| Event::Disconnected { worker: worker.clone(), session: 1 };
+    world.event(closed(&first));
+    let soon = world.scheduler.poll_timeout().unwrap();
+    assert!(soon < Millis(world.now + spec().timing.reconnect.0 / 10), "{soon:?}");
+    world.event(closed(&second));
+    world.now = soon.0;
+    world.scheduler.handle_timeout(soon);
+    world.drain();
+    assert_eq!(world.scheduler.connected(), 2, "the second one may be the network's fault");
+    let (heir, taken) = first_lease(&mut world);
+    assert_eq!((heir.0.as_str(), taken.id.unit), ("rollout-2", lost.id.unit));
+    world.now += spec().timing.reconnect.0;
+    world.scheduler.handle_timeout(Millis(world.now));
+    world.drain();
+    assert_eq!(world.scheduler.connected(), 1);
+}
+
 #[test]
 fn losses_are_not_failures_but_bounded_all_the_same() {
     let mut world = World::new(RunSpec { iterations: 1, prompts_per_iteration: 1, ..spec() });
