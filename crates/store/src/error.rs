@@ -78,7 +78,7 @@ pub enum StoreError {
     /// The disk or quota is full.
     #[error(
         "no space left in store {place} to write `{key}`: free some and resume the run; \
-         nothing half-written is visible"
+         nothing half-written counts"
     )]
     Full {
         /// The store.

@@ -19,7 +19,7 @@ use crate::error::StoreError;
 use crate::store::Store;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A journal's folders on a disk of this machine.
@@ -75,7 +75,6 @@ impl Disk {
     }
 
     fn named(&self, key: &str, error: io::Error) -> StoreError {
-        let path = || PathBuf::from(key);
         let (place, key) = (self.place.to_string(), key.to_owned());
         match error.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::Full { place, key },
@@ -83,10 +82,8 @@ impl Disk {
                 StoreError::Denied { place, key, reason: error.to_string() }
             }
             _ => {
-                let source = object_store::Error::Generic {
-                    store: "disk",
-                    source: format!("{}: {error}", path().display()).into(),
-                };
+                let source =
+                    object_store::Error::Generic { store: "disk", source: Box::new(error) };
                 StoreError::Backend { place, key, operation: "create", source }
             }
         }

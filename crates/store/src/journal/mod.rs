@@ -14,7 +14,7 @@
 //! its successor wrote, took a snapshot and collected could otherwise create its next number in the
 //! gap and believe it durable. Generations are never collected.
 //!
-//! On a disk of this machine a segment is created with fewer writes ([`disk`]); it may then be found
+//! On a disk of this machine a segment is created with fewer writes; it may then be found
 //! half-written, and whoever finds it so has claimed its generation before, so that the writer's look
 //! tells it that nothing of it counts.
 //!
