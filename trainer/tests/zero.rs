@@ -17,7 +17,7 @@ use std::sync::Arc;
 use tch::Kind;
 
 const STEPS: u32 = 3;
-const MAX_NORM: f64 = 1e-2;
+const MAX_NORM: f64 = 1e-4;
 
 fn base() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
@@ -31,6 +31,9 @@ fn demanding(mut settings: Settings) -> Settings {
     settings.max_grad_norm = MAX_NORM;
     (settings.llm.ema, settings.dit.ema) = (0.5, 0.75);
     settings.dit.old = OldPolicy::Rising;
+    // Ratios far from one count, so that later steps have gradients too.
+    settings.llm_loss.objective = LlmObjective::Ppo { clip_low: 0.9, clip_high: 9.0, dual: None };
+    settings.dit_loss.objective = DitObjective::Clip { range: 1e9 };
     settings
 }
 
@@ -126,9 +129,6 @@ fn half_precision_is_trained_to_the_same_bits_however_the_state_is_shared_out() 
     let (_folder, model) = base();
     let mut settings = demanding(settings(&model));
     (settings.load.lm, settings.load.dit) = (Kind::BFloat16, Kind::BFloat16);
-    // The rollouts are those of single precision: ratios are not one.
-    settings.llm_loss.objective = LlmObjective::Ppo { clip_low: 0.9, clip_high: 9.0, dual: None };
-    settings.dit_loss.objective = DitObjective::Clip { range: 1e9 };
     same_bits(settings, &[2, 4]);
 }
 
@@ -144,7 +144,7 @@ fn what_four_ranks_saved_any_number_resumes() {
         saved.iter().all(|end| end.shard.len() < state_bytes(&saved) / 3),
         "each has its share"
     );
-    let held = state(&saved);
+    let (held, digest) = (state(&saved), saved[0].digest.clone());
     let resume = |world: u32, zero: u32| {
         let (mut settings, rollouts, saved) = (settings.clone(), rollouts.clone(), saved.clone());
         settings.sharing.zero = zero;
@@ -159,7 +159,7 @@ fn what_four_ranks_saved_any_number_resumes() {
             (before, end(&engine, vec![step], (rank, world)))
         };
         let (before, after): (Vec<_>, Vec<_>) = ranks(world, resumed).into_iter().unzip();
-        assert_eq!(before[0].digest, saved[0].digest);
+        assert_eq!(before[0].digest, digest);
         assert_eq!(state(&before), held, "{world} ranks hold what four saved");
         after
     };
