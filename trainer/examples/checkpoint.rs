@@ -63,9 +63,7 @@ impl Other {
             .spawn()?;
         let to = child.stdin.take().ok_or("no pipe")?;
         let from = BufReader::new(child.stdout.take().ok_or("no pipe")?);
-        let mut other = Other { child, to, from };
-        other.heard()?;
-        Ok(other)
+        Ok(Other { child, to, from })
     }
 
     fn tell(&mut self, line: &str) -> Outcome<()> {
@@ -94,6 +92,9 @@ fn serve(folder: &str, mib: u32, ranks: u32, workers: u32) -> Outcome<()> {
     let start = |number| Other::start(folder, mib, number, ranks);
     let mut trainers = (0..ranks).map(start).collect::<Outcome<Vec<_>>>()?;
     let mut samplers = (ranks..ranks + workers).map(start).collect::<Outcome<Vec<_>>>()?;
+    for other in trainers.iter_mut().chain(&mut samplers) {
+        other.heard()?;
+    }
     println!("ready");
     for line in std::io::stdin().lines() {
         let line = line?;

@@ -634,7 +634,7 @@ pub struct StepDone {
     pub metrics: ::prost::alloc::vec::Vec<Metric>,
 }
 /// A rank has made its part of a checkpoint durable.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ShardDone {
     /// Which group.
     #[prost(uint64, tag = "1")]

@@ -94,7 +94,7 @@ metrics! {
     PUBLISH_SECONDS: Coordinator Histogram "duet_publish_seconds" [] "From telling a rollout worker of new weights to its acknowledgement";
     PUBLISH_BYTES: Coordinator Counter "duet_publish_bytes_total" [] "Bytes of weights that rollout workers fetched and acknowledged";
     PUBLISH_FAILURES: Coordinator Counter "duet_publish_failures_total" [] "Weights that a rollout worker could not take";
-    CHECKPOINT_SECONDS: Coordinator Histogram "duet_checkpoint_seconds" [] "From the ranks' shards being on their way to the manifest being there";
+    CHECKPOINT_SECONDS: Coordinator Histogram "duet_checkpoint_seconds" [] "From the ranks' shards being durable to the manifest being there";
     CHECKPOINT_BYTES: Coordinator Gauge "duet_checkpoint_bytes" [] "Bytes of the trainers' shards of the newest checkpoint that this process wrote";
     CHECKPOINT_VERSION: Coordinator Gauge "duet_checkpoint_version" [] "Version of the newest complete checkpoint; absent before the first";
     CHECKPOINT_TIME: Coordinator Gauge "duet_checkpoint_timestamp_seconds" [] "When this process wrote its newest checkpoint, in seconds since 1970";

@@ -154,6 +154,8 @@ impl Server {
 
     /// A store below `prefix`, as `Store::open` makes it, but reached through a proxy.
     pub fn store(&self, plan: Plan, prefix: &str, tries: u32) -> (Store, Proxy) {
+        // As `Store::open` does; another test may have done it.
+        drop(rustls::crypto::ring::default_provider().install_default());
         let proxy = Proxy::start(self.address, plan);
         let at = format!("http://{}", proxy.address());
         let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
