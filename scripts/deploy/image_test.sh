@@ -117,7 +117,8 @@ BASE=$(digest torch) deploy/images/build.sh gpu localhost/duet-gpu >/dev/null
 pod images --format '{{.Repository}} {{.Size}}' | grep duet
 
 # As a cluster runs them: nobody's user, a root that cannot be written, no capabilities.
-strict=(--network host --read-only --read-only-tmpfs=false --tmpfs /tmp --tmpfs /dev/shm
+# Podman's health checks are systemd's timers, which not every machine has.
+strict=(--no-healthcheck --network host --read-only --read-only-tmpfs=false --tmpfs /tmp --tmpfs /dev/shm
     --cap-drop ALL --security-opt no-new-privileges --env OMP_NUM_THREADS=1)
 data=$work/data
 mkdir -p "$data"
@@ -130,8 +131,7 @@ pod run --rm "${strict[@]}" "${mounts[@]}" localhost/duet-gpu \
     duet-trainer bootstrap --seed 1 --profile test --out /data/base >"$work/bootstrap.log" 2>&1
 port=$((20000 + $$ % 20000))
 settings=(DUET__MODEL__PATH=/data/base DUET__DATA__PROMPTS=/data/base/miniworld/prompts-train.jsonl
-    "DUET__COORDINATOR__LISTEN=127.0.0.1:$port" "DUET__RUN__ITERATIONS=${ITERATIONS:-3}" DUET__ROLLOUT__STEPS=2
-    DUET__ROLLOUT__MAX_NEW_TOKENS=8)
+    "DUET__COORDINATOR__LISTEN=127.0.0.1:$port" "DUET__RUN__ITERATIONS=${ITERATIONS:-3}")
 env=()
 for setting in "${settings[@]}"; do env+=(--env "$setting"); done
 workers=(rollout-0 rollout-1 reward-0 trainer-0 trainer-1)
