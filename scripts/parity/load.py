@@ -22,7 +22,7 @@ class Complaints(logging.Handler):
         self.found.append(f"{record.name}: {record.getMessage()}")
 
     def of_keys(self):
-        words = ("key", "newly initialized", "not used", "unexpected", "mismatch")
+        words = ("key", "newly initialized", "not used", "unexpected", "not expected", "mismatch")
         return [line for line in self.found if any(word in line.lower() for word in words)]
 
 
