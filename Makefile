@@ -9,9 +9,10 @@ ARGS ?=
 TARGETS ?=
 SECONDS ?= 600
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
+SITE := import sysconfig; print(sysconfig.get_path('purelib'))
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help setup build demo experiment servers test storage-test lint bench bench-control bench-ranks bench-checkpoint continuation lineage-check doc sim mutations fuzz parity deploy-check slurm-test clean
+.PHONY: help setup build demo servers test sim experiment mutations chaos lint bench bench-checkpoint bench-control storage-test continuation lineage-check bench-ranks doc fuzz parity deploy-check slurm-test image-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -94,7 +95,10 @@ fuzz: setup ## search every decoder for inputs that break it, ten minutes each (
 parity: setup ## compare with diffusers, transformers and peft (makes a Python environment in .venv, about 5 GB)
 	test -d .venv || $(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet -r scripts/parity/requirements.txt
-	.venv/bin/python scripts/parity/run.py
+	test -d .venv-older || $(PYTHON) -m venv .venv-older
+	.venv/bin/python -c "$(SITE)" >"$$(.venv-older/bin/python -c "$(SITE)")/newer.pth"
+	.venv-older/bin/pip install --quiet --no-deps -r scripts/parity/older.txt
+	.venv/bin/python scripts/parity/run.py --older .venv-older/bin/python
 
 deploy-check: build ## render and validate the chart, lint images, scripts and units (a Python environment in .venv-deploy, about 400 MB)
 	test -d .venv-deploy || $(PYTHON) -m venv .venv-deploy
@@ -103,6 +107,9 @@ deploy-check: build ## render and validate the chart, lint images, scripts and u
 
 slurm-test: build ## a run on a Slurm cluster of five nodes on this machine, cut off and requeued (root; Debian's slurm-wlm, munge)
 	scripts/deploy/slurm_test.sh $(BIN)
+
+image-test: build ## the container images built and run with podman, and played as a Kubernetes Pod (root; podman, runc, debootstrap, patchelf)
+	scripts/deploy/image_test.sh $(BIN)
 
 clean: ## remove build output (the cached libtorch stays)
 	$(CARGO) clean

@@ -12,7 +12,7 @@ use crate::children::{Logged, Memory, code, program};
 use crate::client::{ADDRESS_FILE, Client, Run, Wish};
 use crate::progress::Progress;
 use crate::show::{bold, span};
-use duet_config::Config;
+use duet_config::{Config, Device};
 use duet_service::tls::TlsFiles;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ pub struct Outcome {
 /// # Errors
 /// It is wrong.
 pub fn load(path: &Path, set: &[String]) -> Result<Config, CliError> {
-    let env: BTreeMap<String, String> = std::env::vars().collect();
+    let env = duet_config::environment();
     Ok(Config::load(path, &env, set)?)
 }
 
@@ -177,6 +177,16 @@ pub fn export_args(
     args
 }
 
+/// A GPU for each rollout worker, then for each rank; scorers need none.
+fn own_gpus(config: &Config) -> BTreeMap<String, u32> {
+    if config.workers.device != Device::Cuda {
+        return BTreeMap::new();
+    }
+    let rollout = (0..config.workers.rollout).map(|i| format!("rollout-{i}"));
+    let trainer = (0..config.trainer.world_size).map(|i| format!("trainer-{i}"));
+    rollout.chain(trainer).zip(0..).collect()
+}
+
 /// The processes of a launch.
 struct Fleet {
     folder: PathBuf,
@@ -185,6 +195,8 @@ struct Fleet {
     memory: Memory,
     coordinator: Option<Logged>,
     workers: Vec<(&'static str, Logged)>,
+    /// Which GPU a worker takes, where several can be seen.
+    own_gpus: BTreeMap<String, u32>,
     restarts: BTreeMap<String, u32>,
     address: Option<String>,
 }
@@ -201,8 +213,8 @@ impl Fleet {
         {
             program(name)?;
         }
-        let _ = config;
         Ok(Fleet {
+            own_gpus: own_gpus(config),
             folder,
             config: args.config.config.clone(),
             set: args.config.set.clone(),
@@ -289,6 +301,9 @@ impl Fleet {
         let mut args = vec!["run".to_owned()];
         args.extend(self.common());
         args.extend(["--coordinator", address, "--id", id].map(str::to_owned));
+        if let Some(gpu) = self.own_gpus.get(id) {
+            args.extend(["--local-rank".to_owned(), gpu.to_string()]);
+        }
         Logged::start(id, &program(name)?, &args, self.log(id), &self.memory)
     }
 

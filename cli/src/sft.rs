@@ -227,6 +227,7 @@ impl Ranks<'_> {
 
     fn start(&self, rank: u32, more: &[&str]) -> Result<Logged, CliError> {
         let mut args = vec!["sft".to_owned(), "--rank".to_owned(), rank.to_string()];
+        args.extend(["--local-rank".to_owned(), rank.to_string()]);
         args.extend(["--config".to_owned(), self.args.config.config.display().to_string()]);
         for set in &self.args.config.set {
             args.extend(["--set".to_owned(), set.clone()]);

@@ -47,7 +47,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     DUET_LOG_FORMAT=json
 USER 65532:65532
 WORKDIR /tmp
-# Outside Kubernetes (which ignores this): give ROLE, WORKER_INDEX and COORDINATOR to have it asked.
+# Outside Kubernetes (which ignores this): give ROLE, DUET_RANK and COORDINATOR to have it asked.
 HEALTHCHECK --interval=60s --timeout=10s --start-period=15m --retries=5 \
     CMD ["sh", "-c", "exec duet-node alive \"${COORDINATOR:-}\" \"${ROLE:-}\""]
 ENTRYPOINT ["sh", "/usr/local/bin/duet-node", "run"]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One worker of a Slurm step: task.sh rollout|reward|trainer. Started again after a failure that may
+# One worker of a Slurm step: task.sh rollout|reward|trainer. It calls itself ROLE-$SLURM_PROCID. Started again after a failure that may
 # pass; 0 (the run is over or it was drained), 64 and 78 (wrong configuration) end it.
 set -uo pipefail
 
@@ -17,7 +17,7 @@ esac
 stopping='' child=''
 trap 'stopping=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
 for try in $(seq "${MAX_TRIES:-20}"); do
-    "$program" run --config "$CONFIG" --coordinator "$COORDINATOR" --id "$1-$SLURM_PROCID" &
+    "$program" run --config "$CONFIG" --coordinator "$COORDINATOR" &
     child=$!
     while :; do
         wait "$child"

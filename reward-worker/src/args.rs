@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
+use duet_service::place::PlaceArgs;
 use std::path::PathBuf;
 
 /// Scores images for a run.
@@ -53,9 +54,9 @@ pub struct RunArgs {
     /// Where the coordinator listens, as `http://HOST:PORT`.
     #[arg(long)]
     pub coordinator: String,
-    /// This worker's name, unique in the run.
-    #[arg(long)]
-    pub id: String,
+    /// Who this is.
+    #[command(flatten)]
+    pub place: PlaceArgs,
 }
 
 #[cfg(test)]

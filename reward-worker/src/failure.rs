@@ -5,6 +5,7 @@ use crate::scorer::Twice;
 use duet_config::ConfigError;
 use duet_miniworld::WorldError;
 use duet_service::exit;
+use duet_service::place::PlaceError;
 use duet_service::worker::SessionError;
 use duet_torch::device::DeviceError;
 
@@ -17,6 +18,9 @@ pub enum Failure {
     /// The store or the system refused.
     #[error("{0}")]
     Io(String),
+    /// Nothing says who this process is, or it has no GPU.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// The session with the coordinator ended early.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -44,6 +48,7 @@ impl Failure {
             Failure::Config(_) | Failure::Twice(_) | Failure::Http(_) => exit::CONFIG,
             Failure::Io(_) | Failure::World(WorldError::Io { .. }) => exit::IO,
             Failure::World(WorldError::BadFile { .. }) => exit::CONFIG,
+            Failure::Place(error) => error.exit_code(),
             Failure::Session(error) => error.exit_code(),
             Failure::World(_) | Failure::Device(_) | Failure::Torch(_) => exit::OTHER,
         }

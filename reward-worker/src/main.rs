@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
-use duet_reward_worker::args::{Cli, Command};
+use duet_core::Role;
+use duet_reward_worker::args::{Cli, Command, RunArgs};
+use duet_reward_worker::failure::Failure;
 use duet_reward_worker::{run, score};
 use duet_service::{exit, telemetry};
 use std::process::ExitCode;
@@ -18,10 +20,7 @@ fn main() -> ExitCode {
         }
     };
     let done = match command {
-        Command::Run(args) => {
-            telemetry::init(&args.id);
-            run::run(&args)
-        }
+        Command::Run(args) => work(&args),
         Command::Score(args) => score::score(&args, |line| eprintln!("{line}")),
     };
     match done {
@@ -31,4 +30,11 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+fn work(args: &RunArgs) -> Result<(), Failure> {
+    let who = args.place.worker(Role::Reward, &duet_config::environment())?;
+    telemetry::init(&who.id);
+    who.announce();
+    run::run(args, &who)
 }

@@ -9,6 +9,7 @@ use crate::world::WorldScorer;
 use duet_config::{Config, Reward, Scorer as Kind};
 use duet_core::Role;
 use duet_service::observe::{Observer, Showing};
+use duet_service::place::Worker as Who;
 use duet_service::shutdown;
 use duet_service::traces::Run;
 use duet_service::worker::{Session, SessionError, WorkerOptions};
@@ -21,10 +22,10 @@ use std::time::Duration;
 ///
 /// # Errors
 /// [`Failure`] with the exit code.
-pub fn run(args: &RunArgs) -> Result<(), Failure> {
-    let environment = std::env::vars().collect();
+pub fn run(args: &RunArgs, who: &Who) -> Result<(), Failure> {
+    let environment = duet_config::environment();
     let config = Config::load(&args.config, &environment, &args.set)?;
-    let options = WorkerOptions::of(&config, Role::Reward, &args.coordinator, &args.id)?;
+    let options = WorkerOptions::of(&config, Role::Reward, &args.coordinator, &who.id)?;
     duet_torch::init(config.workers.threads)?;
     let (folder, reward) = (config.model_path(), config.reward.clone());
     let device = DeviceThread::spawn("scorers", move || configured(&folder, &reward))?;
@@ -33,7 +34,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::Io(format!("cannot start the runtime: {error}")))?;
-    runtime.block_on(work(args, &config, options, device))
+    runtime.block_on(work(who, &config, options, device))
 }
 
 /// The scorers that the configuration names.
@@ -61,7 +62,7 @@ pub(crate) fn small_world(folder: &Path) -> Result<Panel, Failure> {
 
 /// In session until the end.
 async fn work(
-    args: &RunArgs,
+    who: &Who,
     config: &Config,
     options: WorkerOptions,
     device: DeviceThread<Panel>,
@@ -79,7 +80,7 @@ async fn work(
     }
     let token = shutdown::token()
         .map_err(|error| Failure::Io(format!("cannot listen for signals: {error}")))?;
-    let observer = observer(args, config).await?;
+    let observer = observer(who, config).await?;
     let mut session = match Session::connect(options, token).await {
         Err(SessionError::Stopped) => return Ok(()),
         session => session?.observed(observer.clone()),
@@ -95,12 +96,12 @@ async fn work(
 }
 
 /// Metrics and traces, as `[telemetry]` says.
-async fn observer(args: &RunArgs, config: &Config) -> Result<Observer, Failure> {
+async fn observer(who: &Who, config: &Config) -> Result<Observer, Failure> {
     let run = Run { name: config.run.name.clone(), config: config.digest() };
     let telemetry = &config.telemetry;
     let showing = Showing {
         run: &run,
-        worker: &args.id,
+        worker: &who.id,
         role: "reward",
         metrics: telemetry.worker_metrics.as_deref(),
         otlp: telemetry.otlp.as_deref(),

@@ -52,7 +52,7 @@ pub fn score(args: &ScoreArgs, mut say: impl FnMut(&str)) -> Result<(), Failure>
     duet_torch::init(1)?;
     let mut panel = match &args.config {
         Some(path) => {
-            let environment = std::env::vars().collect();
+            let environment = duet_config::environment();
             let config = Config::load(path, &environment, &args.set)?;
             let folder = args.scorers.clone().unwrap_or_else(|| config.model_path());
             configured(&folder, &config.reward)?

@@ -1,6 +1,8 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
+use duet_models::lora::Part;
+use duet_service::place::PlaceArgs;
 use std::path::PathBuf;
 
 /// Thinks and draws: samples traces and images for a run, evaluates a model, makes one image.
@@ -37,9 +39,18 @@ pub struct RunArgs {
     /// Where the coordinator listens, as `http://HOST:PORT`.
     #[arg(long)]
     pub coordinator: String,
-    /// This worker's name, unique in the run.
-    #[arg(long)]
-    pub id: String,
+    /// Who this is.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+}
+
+/// An adapter to merge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterArg {
+    /// The model that it is for, where the command line says so.
+    pub part: Option<Part>,
+    /// Its folder.
+    pub folder: PathBuf,
 }
 
 /// How to sample: what is left out is as the model's `duet.json` has it.
@@ -72,9 +83,10 @@ pub struct SamplingArgs {
     /// Weights file to put onto the DiT, as a run publishes them.
     #[arg(long, value_name = "FILE")]
     pub dit_weights: Option<PathBuf>,
-    /// Folder of a LoRA adapter to merge into the DiT.
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
+    /// Folder of a LoRA adapter to merge into the model that it was made for; `llm=DIR` or `dit=DIR`
+    /// says which that is. May be repeated.
+    #[arg(long, value_name = "[PART=]DIR", value_parser = adapter)]
+    pub adapter: Vec<AdapterArg>,
     /// Threads of the arithmetic; the same number gives the same bits.
     #[arg(long, default_value_t = 1)]
     pub threads: u32,
@@ -151,9 +163,10 @@ pub struct ExportArgs {
     /// Weights file to put onto the DiT, as a run publishes them.
     #[arg(long, value_name = "FILE")]
     pub dit_weights: Option<PathBuf>,
-    /// Folder of a LoRA adapter to merge into the DiT.
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
+    /// Folder of a LoRA adapter to merge into the model that it was made for; `llm=DIR` or `dit=DIR`
+    /// says which that is. May be repeated.
+    #[arg(long, value_name = "[PART=]DIR", value_parser = adapter)]
+    pub adapter: Vec<AdapterArg>,
 }
 
 impl ExportArgs {
@@ -166,6 +179,19 @@ impl ExportArgs {
             threads: 1,
             ..SamplingArgs::default()
         }
+    }
+}
+
+/// `llm=DIR`, `dit=DIR` or `DIR`. A folder whose own name begins so is given as `./llm=...`.
+fn adapter(text: &str) -> Result<AdapterArg, String> {
+    let (part, folder) = match text.split_once('=') {
+        Some(("llm", folder)) => (Some(Part::Llm), folder),
+        Some(("dit", folder)) => (Some(Part::Dit), folder),
+        _ => (None, text),
+    };
+    match folder {
+        "" => Err("a folder is missing".to_owned()),
+        folder => Ok(AdapterArg { part, folder: folder.into() }),
     }
 }
 
@@ -189,6 +215,12 @@ mod tests {
         Cli::command().debug_assert();
         assert_eq!(size("640x480"), Ok((640, 480)));
         assert_eq!(size("32"), Ok((32, 32)));
+        let parsed = |text: &str| adapter(text).map(|a| (a.part, a.folder.display().to_string()));
+        assert_eq!(parsed("a"), Ok((None, "a".to_owned())));
+        assert_eq!(parsed("llm=a=b"), Ok((Some(Part::Llm), "a=b".to_owned())));
+        assert_eq!(parsed("dit=a"), Ok((Some(Part::Dit), "a".to_owned())));
+        assert_eq!(parsed("./llm=a"), Ok((None, "./llm=a".to_owned())));
+        assert!(adapter("llm=").is_err() && adapter("").is_err());
         for bad in ["", "x", "0", "-3x4", "3x", "big"] {
             assert!(size(bad).is_err(), "{bad}");
         }

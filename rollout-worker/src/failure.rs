@@ -7,6 +7,7 @@ use crate::picture::PictureError;
 use crate::sample::SampleError;
 use duet_models::ModelError;
 use duet_service::exit;
+use duet_service::place::PlaceError;
 use duet_service::worker::SessionError;
 
 /// A failure of the whole process.
@@ -18,6 +19,9 @@ pub enum Failure {
     /// The store or the system refused.
     #[error("{0}")]
     Io(String),
+    /// Nothing says who this process is, or it has no GPU.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// The session with the coordinator ended early.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -41,6 +45,7 @@ impl Failure {
         match self {
             Failure::Config(_) => exit::CONFIG,
             Failure::Io(_) => exit::IO,
+            Failure::Place(error) => error.exit_code(),
             Failure::Session(error) => error.exit_code(),
             Failure::Work(error) => work(error),
             Failure::Torch(_) => exit::OTHER,

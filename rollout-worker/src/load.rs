@@ -1,6 +1,6 @@
 //! From a model folder and a command line to an engine, for `eval` and `sample`.
 
-use crate::args::SamplingArgs;
+use crate::args::{AdapterArg, SamplingArgs};
 use crate::engine::{Adapters, Engine, Sampling};
 use crate::error::WorkError;
 use crate::policies::WeightFiles;
@@ -8,7 +8,7 @@ use duet_core::work::Weights;
 use duet_core::{ArtifactRef, Digest, PolicyVersion};
 use duet_models::ModelError;
 use duet_models::defaults::Defaults;
-use duet_models::lora::Lora;
+use duet_models::lora::{Adaptable, Lora, Part};
 use duet_models::pipeline::Pipeline;
 use duet_models::render::RenderOptions;
 use duet_models::sde::SdeKind;
@@ -23,8 +23,11 @@ use std::path::Path;
 pub fn engine(folder: &Path, args: &SamplingArgs) -> Result<Engine, WorkError> {
     let sampling = sampling(folder, args)?;
     let mut pipeline = Pipeline::load(folder)?;
-    if let Some(adapter) = &args.adapter {
-        Lora::load(&mut pipeline.dit, adapter)?.merge(&mut pipeline.dit);
+    for AdapterArg { part, folder } in &args.adapter {
+        match part.map_or_else(|| Lora::made_for(folder), Ok)? {
+            Part::Llm => merge(&mut pipeline.lm, folder)?,
+            Part::Dit => merge(&mut pipeline.dit, folder)?,
+        }
     }
     let mut engine = Engine::new(pipeline, sampling, Adapters::default(), 1)?;
     let weights = weights(args)?;
@@ -33,6 +36,15 @@ pub fn engine(folder: &Path, args: &SamplingArgs) -> Result<Engine, WorkError> {
         engine.activate(&weights)?;
     }
     Ok(engine)
+}
+
+/// Adds an adapter to a model's weights.
+fn merge(model: &mut impl Adaptable, folder: &Path) -> Result<(), ModelError> {
+    let lora = Lora::load(model, folder)?;
+    lora.merge(model);
+    // Off again, so that there is room for the next one.
+    lora.detach(model);
+    Ok(())
 }
 
 /// What the command line says, and the model's defaults where it is silent.

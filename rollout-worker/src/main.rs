@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
+use duet_core::Role;
 use duet_rollout_worker::args::{Cli, Command};
 use duet_rollout_worker::failure::Failure;
 use duet_rollout_worker::{evaluate, export, run, sample};
@@ -31,8 +32,10 @@ fn carry_out(command: &Command) -> Result<(), Failure> {
     let say = |line: &str| eprintln!("{line}");
     match command {
         Command::Run(args) => {
-            telemetry::init(&args.id);
-            run::run(args)
+            let who = args.place.worker(Role::Rollout, &duet_config::environment())?;
+            telemetry::init(&who.id);
+            who.announce();
+            run::run(args, &who)
         }
         Command::Eval(args) => {
             duet_torch::init(args.sampling.threads)?;

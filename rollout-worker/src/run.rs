@@ -14,6 +14,7 @@ use duet_models::pipeline::{LoadOptions, Pipeline};
 use duet_models::render::RenderOptions;
 use duet_models::sde::SdeKind;
 use duet_service::observe::{Observer, Showing};
+use duet_service::place::Worker as Who;
 use duet_service::shutdown;
 use duet_service::traces::Run;
 use duet_service::worker::{Session, SessionError, WorkerOptions};
@@ -25,28 +26,25 @@ use tch::Kind;
 ///
 /// # Errors
 /// [`Failure`] with the exit code.
-pub fn run(args: &RunArgs) -> Result<(), Failure> {
-    let environment = std::env::vars().collect();
+pub fn run(args: &RunArgs, who: &Who) -> Result<(), Failure> {
+    let environment = duet_config::environment();
     let config = Config::load(&args.config, &environment, &args.set)?;
-    let options = WorkerOptions::of(&config, Role::Rollout, &args.coordinator, &args.id)?;
+    let options = WorkerOptions::of(&config, Role::Rollout, &args.coordinator, &who.id)?;
     let torch = duet_torch::init(config.workers.threads)?;
-    if config.workers.device == Device::Cuda && !torch.cuda {
-        let reason = "workers.device: there is no GPU that libtorch can use; set it to `cpu`";
-        return Err(Failure::Config(reason.to_owned()));
-    }
+    let own = own_device(&config, torch.gpus, who)?;
     let sampling = sampling(&config).map_err(WorkError::from)?;
-    let device = device(&config, sampling)?;
+    let device = device(&config, own, sampling)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| Failure::Io(format!("cannot start the runtime: {error}")))?;
-    runtime.block_on(work(args, &config, options, device))
+    runtime.block_on(work(who, &config, options, device))
 }
 
 /// In session until the end.
 async fn work(
-    args: &RunArgs,
+    who: &Who,
     config: &Config,
     options: WorkerOptions,
     device: DeviceThread<Engine>,
@@ -54,7 +52,7 @@ async fn work(
     let store = Store::open(&config.store_url()).map_err(|error| Failure::Io(error.to_string()))?;
     let token = shutdown::token()
         .map_err(|error| Failure::Io(format!("cannot listen for signals: {error}")))?;
-    let observer = observer(args, config).await?;
+    let observer = observer(who, config).await?;
     let mut session = match Session::connect(options, token).await {
         Err(SessionError::Stopped) => return Ok(()),
         session => session?.observed(observer.clone()),
@@ -71,12 +69,12 @@ async fn work(
 }
 
 /// Metrics and traces, as `[telemetry]` says.
-async fn observer(args: &RunArgs, config: &Config) -> Result<Observer, Failure> {
+async fn observer(who: &Who, config: &Config) -> Result<Observer, Failure> {
     let run = Run { name: config.run.name.clone(), config: config.digest() };
     let telemetry = &config.telemetry;
     let showing = Showing {
         run: &run,
-        worker: &args.id,
+        worker: &who.id,
         role: "rollout",
         metrics: telemetry.worker_metrics.as_deref(),
         otlp: telemetry.otlp.as_deref(),
@@ -84,16 +82,32 @@ async fn observer(args: &RunArgs, config: &Config) -> Result<Observer, Failure> 
     Observer::start(showing).await.map_err(|error| Failure::Io(error.to_string()))
 }
 
+/// The processor or the GPU that this worker computes on.
+fn own_device(config: &Config, gpus: u32, who: &Who) -> Result<tch::Device, Failure> {
+    match (config.workers.device, gpus) {
+        (Device::Cpu, _) => Ok(tch::Device::Cpu),
+        (Device::Cuda, 0) => {
+            let reason = "workers.device: there is no GPU that libtorch can use; set it to `cpu`";
+            Err(Failure::Config(reason.to_owned()))
+        }
+        (Device::Cuda, gpus) => {
+            let gpu = who.place.gpu(gpus)?;
+            tracing::info!(gpu, gpus, "GPU");
+            Ok(tch::Device::Cuda(gpu as usize))
+        }
+    }
+}
+
 /// Loads the models, on the thread that will own them.
-fn device(config: &Config, sampling: Sampling) -> Result<DeviceThread<Engine>, WorkError> {
+fn device(
+    config: &Config,
+    device: tch::Device,
+    sampling: Sampling,
+) -> Result<DeviceThread<Engine>, WorkError> {
     let folder = config.model_path();
     let kind = match config.model.dtype {
         Dtype::Float32 => Kind::Float,
         Dtype::Bfloat16 => Kind::BFloat16,
-    };
-    let device = match config.workers.device {
-        Device::Cpu => tch::Device::Cpu,
-        Device::Cuda => tch::Device::Cuda(0),
     };
     let options = LoadOptions { device, lm: kind, dit: kind, vae: Kind::Float };
     let adapters = Adapters {

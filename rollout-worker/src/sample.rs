@@ -126,8 +126,10 @@ fn check_out(args: &SampleArgs) -> Result<(), SampleError> {
 /// What of the command line was put onto the model, by its hash.
 fn changes(args: &SamplingArgs) -> Result<Vec<(String, String)>, PlaceError> {
     let mut texts = Vec::new();
-    if let Some(folder) = &args.adapter {
-        texts.push(("adapter".to_owned(), place::adapter(folder)?));
+    let adapters = args.adapter.iter().map(|adapter| place::adapter(&adapter.folder));
+    let adapters: Vec<String> = adapters.collect::<Result<_, _>>()?;
+    if !adapters.is_empty() {
+        texts.push(("adapter".to_owned(), adapters.join(" ")));
     }
     for (name, file) in [("llm weights", &args.llm_weights), ("dit weights", &args.dit_weights)] {
         if let Some(file) = file {

@@ -3,7 +3,7 @@
 mod common;
 
 use duet_models::defaults::Defaults;
-use duet_models::lora::{Lora, LoraConfig};
+use duet_models::lora::{Adaptable, Lora, LoraConfig};
 use duet_store::folder::Sums;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -88,20 +88,68 @@ fn a_prompt_gives_the_same_bytes_alone_and_in_a_file_and_says_how() {
     assert!(!texts.contains_key("trace"));
 }
 
-#[test]
-fn an_adapter_changes_the_picture_and_is_named_in_it() {
-    let temporary = tempfile::tempdir().unwrap();
-    let here = temporary.path();
-    model(here);
-    let mut dit = common::pipeline().dit;
-    let config = LoraConfig { rank: 2, alpha: 4.0, targets: LoraConfig::dit_targets() };
-    let lora = Lora::attach(&mut dit, config, &duet_core::Seed::root(1)).unwrap();
+/// An adapter that is not trained any more, in a folder.
+fn adapter(model: &mut impl Adaptable, targets: Vec<String>, folder: &Path) {
+    let config = LoraConfig { rank: 2, alpha: 4.0, targets };
+    let lora = Lora::attach(model, config, &duet_core::Seed::root(1)).unwrap();
     tch::no_grad(|| {
         for (_, tensor) in lora.params().iter() {
             let _ = tensor.shallow_clone().fill_(0.2);
         }
     });
-    lora.save(&here.join("adapter")).unwrap();
+    lora.save(folder).unwrap();
+}
+
+#[test]
+fn an_adapter_finds_its_model_by_the_names_of_its_layers() {
+    let temporary = tempfile::tempdir().unwrap();
+    let here = temporary.path();
+    model(here);
+    let mut pipeline = common::pipeline();
+    adapter(&mut pipeline.dit, LoraConfig::dit_targets(), &here.join("drawn"));
+    adapter(
+        &mut pipeline.lm,
+        vec!["q_proj".to_owned(), "down_proj".to_owned()],
+        &here.join("said"),
+    );
+    let draw_with = |name: &str, adapters: &[&str]| {
+        let mut all =
+            vec!["--model", "model", "--prompt", "a red seven", "--no-think", "--out", name];
+        all.extend(adapters.iter().flat_map(|folder| ["--adapter", *folder]));
+        draw(here, &all);
+        std::fs::read(here.join(name)).unwrap()
+    };
+    let pixels = |name: &str, adapters: &[&str]| {
+        draw_with(name, adapters);
+        let file = std::fs::File::open(here.join(name)).unwrap();
+        let mut reader = png::Decoder::new(std::io::BufReader::new(file)).read_info().unwrap();
+        let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
+        reader.next_frame(&mut bytes).unwrap();
+        bytes
+    };
+    let plain = pixels("plain.png", &[]);
+    let said = pixels("said.png", &["said"]);
+    let both = pixels("both.png", &["said", "drawn"]);
+    assert!(plain != said && said != both);
+    assert_eq!(draw_with("a.png", &["llm=said"]), draw_with("b.png", &["said"]));
+    assert_eq!(both, pixels("named.png", &["dit=drawn", "llm=said"]));
+    assert_ne!(both, pixels("twice.png", &["said", "drawn", "drawn"]), "a second one adds to it");
+    let digests =
+        ["said", "drawn"].map(|name| Sums::of(&here.join(name)).unwrap().digest().to_string());
+    assert_eq!(read(&here.join("both.png")).1["adapter"], digests.join(" "));
+
+    let wrong = ["--model", "model", "--prompt", "x", "--out", "no.png", "--adapter", "dit=said"];
+    let (code, error) = run(here, &wrong);
+    assert!(code == 78 && error.contains("q_proj") && error.contains("no linear layer"), "{error}");
+    assert!(!here.join("no.png").exists());
+}
+
+#[test]
+fn an_adapter_changes_the_picture_and_is_named_in_it() {
+    let temporary = tempfile::tempdir().unwrap();
+    let here = temporary.path();
+    model(here);
+    adapter(&mut common::pipeline().dit, LoraConfig::dit_targets(), &here.join("adapter"));
     let all = ["--model", "model", "--prompt", "a red seven", "--no-think", "--out"];
     draw(here, &[&all[..], &["plain.png"]].concat());
     draw(here, &[&all[..], &["adapted.png", "--adapter", "adapter"]].concat());

@@ -7,6 +7,7 @@ Everything is float32 on one CPU thread; the same versions (requirements.txt) gi
 """
 
 import argparse
+import copy
 import json
 import pathlib
 import shutil
@@ -261,8 +262,16 @@ def pipeline(folder):
         ids = tokenizer(sample).input_ids
         out[f"out.ids.{index}"] = torch.tensor(ids, dtype=torch.long)
     out["out.sigmas"] = scheduler.sigmas
-    write(folder, "pipeline", {"prompts": prompts, "texts": TEXTS, "size": [width, height]}, out)
+    # Longer than the 512 tokens that are kept: its end is cut off.
+    long = "a red four, " * 300
+    out["out.embeds.long"] = pipe.encode_prompt(long, max_sequence_length=512)[0][0]
+    assert out["out.embeds.long"].shape[0] == 512
+    write(folder, "pipeline",
+          {"prompts": prompts, "texts": TEXTS, "size": [width, height], "long": long}, out)
+    # The adapters change the models that they are put on: they come last.
+    half_precision(folder, pipe)
     adapter(folder, dit)
+    language_adapter(folder, encoder)
 
 
 def adapter(folder, dit):
@@ -292,6 +301,50 @@ def adapter(folder, dit):
         if "lora_" in name and parameter.grad is not None
     }
     write(folder, "adapter", {}, out)
+
+
+def language_adapter(folder, encoder):
+    """An adapter that PEFT made for the pipeline's language model, its layers given by a pattern."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, lora_alpha=6, init_lora_weights="gaussian",
+                        target_modules=r"model\.language_model\..*\.(q_proj|v_proj|down_proj)")
+    tuned = get_peft_model(encoder, config)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, parameter in sorted(tuned.named_parameters()):
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    target = folder / "adapter_lm"
+    shutil.rmtree(target, ignore_errors=True)
+    tuned.save_pretrained(target)
+    (target / "README.md").unlink(missing_ok=True)
+    tokens = torch.randint(2, 200, (2, 9), generator=torch.Generator().manual_seed(5))
+    result = tuned(input_ids=tokens, output_hidden_states=True).hidden_states[-1]
+    result.square().sum().backward()
+    out = {"in.tokens": tokens, "out": result} | {
+        "grad." + name.replace(".default", ""): parameter.grad
+        for name, parameter in tuned.named_parameters()
+        if "lora_" in name and parameter.grad is not None
+    }
+    write(folder, "adapter_lm", {}, out)
+
+
+def half_precision(folder, pipe):
+    """What bf16 costs the libraries themselves: the pipeline's language model and transformer in both."""
+    tokens = torch.randint(2, 200, (2, 40), generator=torch.Generator().manual_seed(6))
+    latents, embeds = randn(93, 2, 24, 12), randn(94, 2, 20, 16)
+    times = torch.tensor([0.7, 0.7])
+    out = {"in.tokens": tokens, "in.latents": latents, "in.embeds": embeds, "in.times": times}
+    encoder, dit = copy.deepcopy(pipe.text_encoder).eval(), copy.deepcopy(pipe.transformer).eval()
+    with torch.no_grad():
+        for name, kind in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+            encoder.to(kind), dit.to(kind)
+            hidden = encoder(input_ids=tokens, output_hidden_states=True).hidden_states[-1]
+            drawn = dit(hidden_states=latents.to(kind), encoder_hidden_states=embeds.to(kind),
+                        timestep=times.to(kind), img_shapes=[[(1, 4, 6)]] * 2, return_dict=False)[0]
+            out |= {f"out.hidden.{name}": hidden.float(), f"out.drawn.{name}": drawn.float()}
+    write(folder, "bfloat16", {}, out)
 
 
 def main():

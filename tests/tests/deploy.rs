@@ -298,8 +298,96 @@ fn node(folder: &Path) -> Command {
     let mut command = Command::new("sh");
     command.arg(root().join("deploy/images/duet-node"));
     command.env("PATH", format!("{}:{path}", programs.display())).env("TMPDIR", folder);
-    command.env_remove("SLURM_PROCID").env_remove("WORKER_INDEX").env("JOB_COMPLETION_INDEX", "0");
+    for variable in PLACES {
+        command.env_remove(variable);
+    }
+    command.env("JOB_COMPLETION_INDEX", "0");
     command
+}
+
+/// Variables that say which worker a process is, and of how many.
+const PLACES: [&str; 14] = [
+    "DUET_RANK",
+    "DUET_LOCAL_RANK",
+    "DUET_WORLD_SIZE",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "PET_NODE_RANK",
+    "PET_NPROC_PER_NODE",
+    "JOB_COMPLETION_INDEX",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "LWS_WORKER_INDEX",
+    "LWS_GROUP_SIZE",
+    "LWS_LEADER_ADDRESS",
+];
+
+/// What launchers put into the environment, and the rank it means.
+const LAUNCHERS: [(&str, &[(&str, &str)], u32); 7] = [
+    ("DUET_RANK", &[("DUET_RANK", "3"), ("RANK", "1"), ("SLURM_PROCID", "9")], 3),
+    ("RANK", &[("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8"), ("PET_NODE_RANK", "2")], 5),
+    ("PET_NODE_RANK", &[("PET_NODE_RANK", "2"), ("JOB_COMPLETION_INDEX", "0")], 2),
+    ("JOB_COMPLETION_INDEX", &[("JOB_COMPLETION_INDEX", "4"), ("LWS_WORKER_INDEX", "1")], 4),
+    ("SLURM_PROCID", &[("SLURM_PROCID", "7"), ("SLURM_LOCALID", "3")], 7),
+    (
+        "LWS_WORKER_INDEX",
+        &[
+            ("LWS_WORKER_INDEX", "2"),
+            ("LWS_GROUP_SIZE", "4"),
+            ("LWS_LEADER_ADDRESS", "my-set-3.my-set.default"),
+        ],
+        14,
+    ),
+    ("LWS_WORKER_INDEX", &[("LWS_WORKER_INDEX", "1")], 1),
+];
+
+#[test]
+fn a_worker_and_its_probes_take_its_name_from_the_launcher() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let workers = [
+        ("rollout", "duet-rollout-worker"),
+        ("reward", "duet-reward-worker"),
+        ("trainer", "duet-trainer"),
+    ];
+    let run = |program: &str, env: &[(&str, &str)]| {
+        let mut command = Command::new(bin(program));
+        for variable in PLACES {
+            command.env_remove(variable);
+        }
+        // It says who it is before it misses its configuration.
+        command.args(["run", "--config", "/nowhere.toml", "--coordinator", "http://127.0.0.1:1"]);
+        command.env("DUET_LOG_FORMAT", "json").envs(env.iter().copied());
+        command.output().expect("it starts")
+    };
+    for (by, env, rank) in LAUNCHERS {
+        for (role, program) in workers {
+            let name = format!("{role}-{rank}");
+            let probes = node(folder.path())
+                .env_remove("JOB_COMPLETION_INDEX")
+                .envs(env.iter().copied())
+                .args(["name", role])
+                .output()
+                .expect("it starts");
+            assert_eq!(text(&probes).trim(), name, "{env:?}");
+            let out = run(program, env);
+            assert_eq!(out.status.code(), Some(74), "{}", text(&out));
+            let said = text(&out);
+            let place = said.lines().find(|line| line.contains("\"place\"")).expect("its place");
+            let place: Value = serde_json::from_str(place).expect("JSON");
+            let whole = place.to_string();
+            assert!(whole.contains(&format!("\"worker\":\"{name}\"")), "{whole}");
+            assert!(whole.contains(&format!("\"rank_by\":\"{by}\"")), "{whole}");
+        }
+    }
+    for (_, program) in workers {
+        let nobody = run(program, &[]);
+        assert_eq!(nobody.status.code(), Some(64), "{}", text(&nobody));
+        assert!(text(&nobody).contains("give --id or --rank"), "{}", text(&nobody));
+        let beyond = run(program, &[("RANK", "8"), ("WORLD_SIZE", "8")]);
+        assert_eq!(beyond.status.code(), Some(78), "{}", text(&beyond));
+        assert!(text(&beyond).contains("RANK=8, but WORLD_SIZE=8"), "{}", text(&beyond));
+    }
 }
 
 fn terminate(child: &Child) {

@@ -1,6 +1,7 @@
 //! The command line of a rank.
 
 use clap::Args;
+use duet_service::place::PlaceArgs;
 use std::path::PathBuf;
 
 /// `run`.
@@ -15,9 +16,9 @@ pub struct RunArgs {
     /// Where the coordinator listens, as `http://HOST:PORT`.
     #[arg(long)]
     pub coordinator: String,
-    /// This worker's name, unique in the run.
-    #[arg(long)]
-    pub id: String,
+    /// Who this is.
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// This machine's address, as the other ranks reach it. Default: the one that leads to the
     /// coordinator.
     #[arg(long)]

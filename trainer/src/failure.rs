@@ -5,6 +5,7 @@ use duet_config::ConfigError;
 use duet_miniworld::WorldError;
 use duet_models::ModelError;
 use duet_service::exit;
+use duet_service::place::PlaceError;
 use duet_service::worker::SessionError;
 
 /// A failure of the whole process.
@@ -16,6 +17,9 @@ pub enum Failure {
     /// The store or the system refused.
     #[error("{0}")]
     Io(String),
+    /// Nothing says who this process is, or it has no GPU.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// The session with the coordinator ended early.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -42,6 +46,7 @@ impl Failure {
         match self {
             Failure::Config(_) => exit::CONFIG,
             Failure::Io(_) => exit::IO,
+            Failure::Place(error) => error.exit_code(),
             Failure::Session(error) => error.exit_code(),
             Failure::Train(error) => train(error),
             Failure::World(WorldError::Io { .. }) => exit::IO,

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use clap::{Parser, Subcommand};
+use duet_core::Role;
 use duet_service::{exit, telemetry};
 use duet_trainer::args::RunArgs;
 use duet_trainer::bootstrap::{self, BootstrapArgs};
@@ -56,8 +57,10 @@ fn main() -> ExitCode {
 fn carry_out(command: &Command) -> Result<u8, Failure> {
     match command {
         Command::Run(args) => {
-            telemetry::init(&args.id);
-            run::run(args)?;
+            let who = args.place.worker(Role::Trainer, &duet_config::environment())?;
+            telemetry::init(&who.id);
+            who.announce();
+            run::run(args, &who)?;
         }
         Command::Sft(args) => {
             telemetry::init(&format!("sft-{}", args.rank));

@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::rank::{Place, RankState, Stepped};
 use crate::{shards, translate};
 use clap::Args;
-use duet_config::{Config, ConfigError};
+use duet_config::{Config, ConfigError, Device};
 use duet_core::work::{Gates, PromptRow, Step, TrainTrace, TrainTree, Window};
 use duet_core::{ArtifactRef, Digest, TrainerEpoch, TreeId};
 use duet_store::lineage::{AdvantageRow, Rows, TraceRow, UpdateRow};
@@ -138,7 +138,7 @@ pub async fn replay(args: &ReplayArgs) -> Result<Account, Failure> {
 }
 
 async fn config(args: &ReplayArgs, store: &Store) -> Result<Config, Failure> {
-    let environment = std::env::vars().collect();
+    let environment = duet_config::environment();
     if let Some(path) = &args.config {
         return Ok(Config::load(path, &environment, &args.set)?);
     }
@@ -198,9 +198,15 @@ async fn ranks(
         host: "127.0.0.1".to_owned(),
         deadline,
     };
+    let gpus = duet_torch::init(threads).map_err(TrainError::from)?.gpus;
     let mut ranks = Vec::new();
     for rank in 0..world {
-        let settings = translate::settings(config);
+        // In turn, where there are several GPUs.
+        let device = match config.workers.device {
+            Device::Cpu => tch::Device::Cpu,
+            Device::Cuda => tch::Device::Cuda((rank % gpus.max(1)) as usize),
+        };
+        let settings = translate::settings(config, device);
         let name = format!("rank {rank}");
         ranks.push(DeviceThread::spawn(&name, move || RankState::new(settings, threads))?);
     }

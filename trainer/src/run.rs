@@ -7,9 +7,10 @@ use crate::failure::Failure;
 use crate::rank::RankState;
 use crate::serve::{Trainer, serve};
 use crate::translate;
-use duet_config::{Config, Device};
+use duet_config::Config;
 use duet_core::Role;
 use duet_service::observe::{Observer, Showing};
+use duet_service::place::Worker as Who;
 use duet_service::shutdown;
 use duet_service::traces::Run;
 use duet_service::worker::{Session, SessionError, WorkerOptions};
@@ -21,21 +22,18 @@ use std::time::Duration;
 ///
 /// # Errors
 /// [`Failure`] with the exit code.
-pub fn run(args: &RunArgs) -> Result<(), Failure> {
-    let environment = std::env::vars().collect();
+pub fn run(args: &RunArgs, who: &Who) -> Result<(), Failure> {
+    let environment = duet_config::environment();
     let config = Config::load(&args.config, &environment, &args.set)?;
-    let options = WorkerOptions::of(&config, Role::Trainer, &args.coordinator, &args.id)?;
+    let options = WorkerOptions::of(&config, Role::Trainer, &args.coordinator, &who.id)?;
     let threads = config.workers.threads;
     let torch = duet_torch::init(threads).map_err(TrainError::from)?;
-    if config.workers.device == Device::Cuda && !torch.cuda {
-        let reason = "workers.device: there is no GPU that libtorch can use; set it to `cpu`";
-        return Err(Failure::Config(reason.to_owned()));
-    }
+    let own = translate::device(&config, torch.gpus, who.place)?;
     let host = match &args.host {
         Some(host) => host.clone(),
         None => address::towards(&args.coordinator).map_err(Failure::Io)?,
     };
-    let settings = translate::settings(&config);
+    let settings = translate::settings(&config, own);
     let device = DeviceThread::spawn("device", move || {
         let model = settings.model.display().to_string();
         let state = RankState::new(settings, threads)?;
@@ -47,12 +45,12 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::Io(format!("cannot start the runtime: {error}")))?;
-    runtime.block_on(work(args, &config, options, (device, host)))
+    runtime.block_on(work(who, &config, options, (device, host)))
 }
 
 /// In session until the end.
 async fn work(
-    args: &RunArgs,
+    who: &Who,
     config: &Config,
     options: WorkerOptions,
     (device, host): (DeviceThread<RankState>, String),
@@ -60,7 +58,7 @@ async fn work(
     let store = Store::open(&config.store_url()).map_err(|error| Failure::Io(error.to_string()))?;
     let token = shutdown::token()
         .map_err(|error| Failure::Io(format!("cannot listen for signals: {error}")))?;
-    let observer = observer(args, config).await?;
+    let observer = observer(who, config).await?;
     let mut session = match Session::connect(options, token).await {
         Err(SessionError::Stopped) => return Ok(()),
         session => session?.observed(observer.clone()),
@@ -78,12 +76,12 @@ async fn work(
 }
 
 /// Metrics and traces, as `[telemetry]` says.
-async fn observer(args: &RunArgs, config: &Config) -> Result<Observer, Failure> {
+async fn observer(who: &Who, config: &Config) -> Result<Observer, Failure> {
     let run = Run { name: config.run.name.clone(), config: config.digest() };
     let telemetry = &config.telemetry;
     let showing = Showing {
         run: &run,
-        worker: &args.id,
+        worker: &who.id,
         role: "trainer",
         metrics: telemetry.worker_metrics.as_deref(),
         otlp: telemetry.otlp.as_deref(),

@@ -2,6 +2,7 @@
 
 use crate::engine::gradient::Sharing;
 use crate::engine::{BranchSettings, Nft, OldPolicy, Settings};
+use crate::failure::Failure;
 use duet_config::{
     Aggregation, Branch, Collective, Config, Device, DitKl, DitObjective, Dtype, KlEstimator,
     LlmObjective, NftOld, Reduce, Sampler, Trainer,
@@ -12,17 +13,18 @@ use duet_models::loss;
 use duet_models::pipeline::LoadOptions;
 use duet_models::render::RenderOptions;
 use duet_models::sde::SdeKind;
+use duet_service::place::Place;
 use duet_torch::optim::AdamWOptions;
 use tch::Kind;
 
 /// What the engine needs to know of a run.
-pub fn settings(config: &Config) -> Settings {
+pub fn settings(config: &Config, device: tch::Device) -> Settings {
     let (llm_trained, dit_trained) = config.schedule.trains();
     let (llm_frozen, dit_frozen) = (!llm_trained, !dit_trained);
     let trainer = &config.trainer;
     Settings {
         model: config.model_path(),
-        load: load(config),
+        load: load(config, device),
         seed: Seed::root(config.run.seed),
         temperature: config.rollout.temperature,
         render: render(config),
@@ -39,15 +41,30 @@ pub fn settings(config: &Config) -> Settings {
     }
 }
 
+/// The processor, or which of the `gpus` is this process's.
+///
+/// # Errors
+/// [`Failure`] when the configuration wants a GPU and there is none, or not this process's.
+pub fn device(config: &Config, gpus: u32, place: Place) -> Result<tch::Device, Failure> {
+    match (config.workers.device, gpus) {
+        (Device::Cpu, _) => Ok(tch::Device::Cpu),
+        (Device::Cuda, 0) => {
+            let reason = "workers.device: there is no GPU that libtorch can use; set it to `cpu`";
+            Err(Failure::Config(reason.to_owned()))
+        }
+        (Device::Cuda, gpus) => {
+            let gpu = place.gpu(gpus)?;
+            tracing::info!(gpu, gpus, "GPU");
+            Ok(tch::Device::Cuda(gpu as usize))
+        }
+    }
+}
+
 /// Where and as what the models are loaded.
-pub(crate) fn load(config: &Config) -> LoadOptions {
+pub(crate) fn load(config: &Config, device: tch::Device) -> LoadOptions {
     let kind = match config.model.dtype {
         Dtype::Float32 => Kind::Float,
         Dtype::Bfloat16 => Kind::BFloat16,
-    };
-    let device = match config.workers.device {
-        Device::Cpu => tch::Device::Cpu,
-        Device::Cuda => tch::Device::Cuda(0),
     };
     LoadOptions { device, lm: kind, dit: kind, vae: Kind::Float }
 }
@@ -168,7 +185,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn read(text: &str) -> Settings {
-        settings(&Config::from_text("test", text, &BTreeMap::new(), &[]).unwrap())
+        let config = Config::from_text("test", text, &BTreeMap::new(), &[]).unwrap();
+        settings(&config, tch::Device::Cpu)
     }
 
     #[test]

@@ -6,7 +6,16 @@ use crate::raw::Raw;
 use config::builder::DefaultState;
 use config::{ConfigBuilder, FileFormat};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use toml::{Table, Value};
+
+/// The environment of this process, without what is not UTF-8 (no configuration key is).
+pub fn environment() -> BTreeMap<String, String> {
+    let text = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text).collect()
+}
 
 /// What environment variables that are meant for the configuration begin with.
 const ENV_PREFIX: &str = "DUET__";

@@ -22,6 +22,7 @@ mod spec;
 mod telemetry;
 
 pub use error::{ConfigError, Problem};
+pub use layers::environment;
 pub use presets::PRESETS;
 pub use raw::{
     Advantages, Failure, Schedule as RawSchedule, ScheduleKind, Window as RawWindow, WindowKind,

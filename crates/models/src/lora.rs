@@ -12,6 +12,7 @@ use crate::weights;
 use duet_core::Seed;
 use duet_torch::tensorfile::TensorSource;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,12 +55,25 @@ impl LoraConfig {
     }
 }
 
+/// A model of the pipeline that can have an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The language model.
+    Llm,
+    /// The transformer.
+    Dit,
+}
+
 /// A model that adapters can be put on.
 pub trait Adaptable {
     /// Its linear layers.
     fn linears(&mut self) -> Vec<&mut Linear>;
     /// The name that PEFT knows a layer by: the module's path in the published implementation.
     fn module(&self, layer: &str) -> String;
+    /// That name, from the one that a file may have it under.
+    fn today(&self, module: &str) -> String {
+        module.to_owned()
+    }
 }
 
 impl Adaptable for Dit {
@@ -84,6 +98,18 @@ impl Adaptable for Lm {
             None => layer.to_owned(),
         }
     }
+
+    /// Before 4.52 transformers had no `language_model` in between; the text model alone has none,
+    /// nor `model`.
+    fn today(&self, module: &str) -> String {
+        let nested = crate::lm::Layout::Nested.prefix();
+        for older in ["model.layers.", "language_model.layers.", "layers."] {
+            if let Some(rest) = module.strip_prefix(older) {
+                return format!("{nested}layers.{rest}");
+            }
+        }
+        module.to_owned()
+    }
 }
 
 /// An adapter on a model. Its tensors are fp32, whatever the model's dtype.
@@ -107,18 +133,63 @@ impl Lora {
     }
 
     /// Puts an adapter that PEFT or [`Lora::save`] wrote on `model`.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the file and the tensor or key that does not fit.
     pub fn load(model: &mut impl Adaptable, folder: &Path) -> Result<Lora> {
         let path = folder.join("adapter_config.json");
-        let config = read_config(&read_json(&path)?, &path)?;
         let source = weights::open(folder, "adapter_model")?;
+        let written = modules(&source.names());
+        // By the names of today, whatever the file calls the layers.
+        let layers: Vec<String> = written.iter().map(|name| model.today(name)).collect();
+        let config = read_config(&read_json(&path)?, &path, &layers)?;
         let specs = specs(model, &config)?;
-        let unknown = |name: &&str| specs.iter().all(|spec| spec.name != **name);
+        let olds: Vec<ParamSpec> = specs
+            .iter()
+            .map(|spec| {
+                let name = match module(&spec.name).and_then(|m| layers.iter().position(|l| l == m))
+                {
+                    Some(at) => spec.name.replacen(&layers[at], &written[at], 1),
+                    None => spec.name.clone(),
+                };
+                ParamSpec { name, ..spec.clone() }
+            })
+            .collect();
+        let unknown = |name: &&str| olds.iter().all(|spec| spec.name != **name);
         if let Some(name) = source.names().into_iter().find(unknown) {
             let reason = format!("tensor `{name}` belongs to no layer that the config targets");
-            return Err(ModelError::bad_file(folder, reason));
+            return Err(ModelError::bad_file(source.label(), reason));
         }
-        let params = weights::read(&source, &specs, tch::Device::Cpu, Kind::Float)?;
-        Lora::put(model, config, params)
+        let read = weights::read(&source, &olds, tch::Device::Cpu, Kind::Float)?;
+        let named = specs.iter().zip(&olds).filter_map(|(spec, old)| {
+            Some((spec.name.clone(), read.get(&old.name)?.shallow_clone()))
+        });
+        Lora::put(model, config, named.collect())
+    }
+
+    /// Which model an adapter's folder is for, by the names of the layers in it.
+    ///
+    /// # Errors
+    /// The folder holds no adapter, or layers of neither model.
+    pub fn made_for(folder: &Path) -> Result<Part> {
+        let source = weights::open(folder, "adapter_model")?;
+        let names = modules(&source.names());
+        let Some(first) = names.first() else {
+            return Err(ModelError::bad_file(source.label(), "no adapter's tensors are in it"));
+        };
+        let language = |name: &String| {
+            ["model.", "language_model.", "layers.", "lm_head"]
+                .iter()
+                .any(|own| name.starts_with(own))
+        };
+        match (names.iter().all(language), names.iter().any(language)) {
+            (true, _) => Ok(Part::Llm),
+            (_, false) => Ok(Part::Dit),
+            _ => Err(ModelError::bad_file(
+                source.label(),
+                format!("layers of more than one model are in it: `{first}` and others"),
+            )),
+        }
     }
 
     fn put(model: &mut impl Adaptable, config: LoraConfig, params: ParamSet) -> Result<Lora> {
@@ -208,6 +279,18 @@ impl Lora {
     }
 }
 
+/// The layer that a tensor of an adapter belongs to.
+fn module(tensor: &str) -> Option<&str> {
+    let inner = tensor.strip_prefix(PREFIX)?;
+    inner.strip_suffix(".lora_A.weight").or_else(|| inner.strip_suffix(".lora_B.weight"))
+}
+
+/// The layers that tensors belong to, each once.
+fn modules(tensors: &[&str]) -> Vec<String> {
+    let found: BTreeSet<&str> = tensors.iter().filter_map(|tensor| module(tensor)).collect();
+    found.into_iter().map(str::to_owned).collect()
+}
+
 fn key_pair(module: &str) -> [String; 2] {
     ["A", "B"].map(|part| format!("{PREFIX}{module}.lora_{part}.weight"))
 }
@@ -266,7 +349,8 @@ fn config_json(config: &LoraConfig) -> Value {
     })
 }
 
-fn read_config(config: &Value, path: &Path) -> Result<LoraConfig> {
+/// `layers`: those that the adapter's file has tensors for.
+fn read_config(config: &Value, path: &Path, layers: &[String]) -> Result<LoraConfig> {
     let bad = |key: &str, reason: &str| {
         Err(ModelError::bad_config(path.display().to_string(), key, reason))
     };
@@ -286,10 +370,22 @@ fn read_config(config: &Value, path: &Path) -> Result<LoraConfig> {
     let Some(alpha) = config.get("lora_alpha").and_then(Value::as_f64) else {
         return bad("lora_alpha", "missing, or not a number");
     };
-    let Some(targets) = config.get("target_modules").and_then(Value::as_array) else {
-        return bad("target_modules", "a list of layer names expected");
+    if config.get("bias").and_then(Value::as_str).is_some_and(|bias| bias != "none") {
+        return bad("bias", "biases that are trained beside the adapter are not implemented");
+    }
+    let whole = |key: &str| config.get(key).is_some_and(|value| !value.is_null());
+    if whole("modules_to_save") {
+        return bad("modules_to_save", "layers that are trained whole are not implemented");
+    }
+    // A pattern, `all-linear`, or a part of the layers: what it came to is in the file.
+    let narrowed = ["layers_to_transform", "exclude_modules"].into_iter().any(whole);
+    let targets = match config.get("target_modules") {
+        Some(Value::Array(targets)) if !narrowed => {
+            targets.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+        }
+        Some(Value::Array(_) | Value::String(_)) => layers.to_vec(),
+        _ => return bad("target_modules", "a list of layer names, or a pattern, expected"),
     };
-    let targets = targets.iter().filter_map(Value::as_str).map(str::to_owned).collect();
     Ok(LoraConfig { rank, alpha, targets })
 }
 

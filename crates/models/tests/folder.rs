@@ -132,6 +132,16 @@ fn broken_folders_are_refused_by_name() {
         &[vae],
     );
     refused(&|f| std::fs::write(f.join(vae), b"no").unwrap(), &[vae]);
+    refused(
+        &|f| {
+            let mut tensors = Tensor::read_safetensors(f.join(vae)).unwrap();
+            let odd =
+                tensors.iter_mut().find(|(name, _)| name == "decoder.conv_in.weight").unwrap();
+            odd.1 = odd.1.to_kind(tch::Kind::Int64);
+            Tensor::write_safetensors(&tensors, f.join(vae)).unwrap();
+        },
+        &["vae", "decoder.conv_in.weight", "I64"],
+    );
     let dit = "transformer/config.json";
     let layers = |to| move |f: &Path| edit(f, dit, "\"num_layers\": 2", to);
     refused(&layers("\"num_layers\": 3"), &["transformer", "transformer_blocks.2.", "missing"]);
@@ -153,4 +163,42 @@ fn broken_folders_are_refused_by_name() {
         &|f| edit(f, "tokenizer/tokenizer.json", "<|im_end|>", "<|im_over|>"),
         &["tokenizer", "<|im_end|>"],
     );
+}
+
+/// A published folder has its tokenizer in `tokenizer/` and no processor: what is written from it can be
+/// given to `AutoTokenizer` and `AutoProcessor` as it is.
+#[test]
+fn a_folder_that_diffusers_wrote_gets_a_tokenizer_and_a_processor_at_its_root() {
+    common::one_thread();
+    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+    let fixtures = std::env::var_os("DUET_FIXTURES").map_or_else(|| own.into(), PathBuf::from);
+    let published = fixtures.join("pipeline");
+    assert!(!published.join("tokenizer_config.json").exists());
+    let temporary = tempfile::tempdir().unwrap();
+    // With the variable set, the folder stays for `scripts/parity` to load in diffusers.
+    let kept = std::env::var_os("DUET_PARITY_AGAIN").map(PathBuf::from);
+    let again = kept.unwrap_or_else(|| temporary.path().join("again"));
+    Pipeline::load(&published).unwrap().save(&again).unwrap();
+    let bytes = |path: PathBuf| std::fs::read(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+    for name in ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"] {
+        assert_eq!(bytes(again.join(name)), bytes(again.join("tokenizer").join(name)));
+    }
+    // transformers 4.57 looks for these where 5.x does not write them.
+    let json = |path: PathBuf| serde_json::from_slice::<serde_json::Value>(&bytes(path)).unwrap();
+    let before = json(published.join("text_encoder/config.json"));
+    let after = json(again.join("text_encoder/config.json"));
+    assert!(before["text_config"].get("tie_word_embeddings").is_none());
+    assert_eq!(after["text_config"]["tie_word_embeddings"], before["tie_word_embeddings"]);
+    assert_eq!(after["text_config"]["rope_theta"], 1e6);
+    let section = &before["text_config"]["rope_parameters"]["mrope_section"];
+    assert_eq!(&after["text_config"]["rope_scaling"]["mrope_section"], section);
+    assert!(json(again.join("transformer/config.json")).get("zero_cond_t").is_none());
+    let processor: serde_json::Value =
+        serde_json::from_slice(&bytes(again.join("preprocessor_config.json"))).unwrap();
+    assert_eq!(processor["processor_class"], "Qwen2_5_VLProcessor");
+    // What a folder has at its root stays.
+    std::fs::write(again.join("preprocessor_config.json"), "{}").unwrap();
+    let third = temporary.path().join("third");
+    Pipeline::load(&again).unwrap().save(&third).unwrap();
+    assert_eq!(bytes(third.join("preprocessor_config.json")), b"{}");
 }

@@ -12,9 +12,9 @@ use duet_models::flow::FlowSchedule;
 use duet_models::generate::{SampleOptions, generate};
 use duet_models::lm::{Lm, LmConfig};
 use duet_models::logprob::token_log_probs;
-use duet_models::lora::Lora;
+use duet_models::lora::{Lora, Part};
 use duet_models::params::ParamSet;
-use duet_models::pipeline::Pipeline;
+use duet_models::pipeline::{LoadOptions, Pipeline};
 use duet_models::render::{Condition, RenderOptions, Sampler, decode};
 use duet_models::sde::{SdeKind, step};
 use duet_models::vae::{Vae, VaeConfig};
@@ -226,6 +226,9 @@ fn whole_pipeline() {
     let embedder = Embedder::new(&pipeline.lm, &pipeline.tokenizer).unwrap();
     let negative = embedder.embed(" ").unwrap();
     case.near(&negative, "out.negative");
+    let long = embedder.embed(case.config["long"].as_str().unwrap()).unwrap();
+    assert_eq!(long.size()[long.dim() - 2], 512, "the cap");
+    case.near(&long, "out.embeds.long");
     let size: Vec<i64> = serde_json::from_value(case.config["size"].clone()).unwrap();
     let grid = pipeline.grid(size[0], size[1]).unwrap();
     let options = RenderOptions {
@@ -277,4 +280,52 @@ fn adapter_that_peft_wrote() {
     case.near(&out, "out");
     out.square().sum(Kind::Float).backward();
     case.gradients(lora.params(), "grad.");
+}
+
+/// Its layers are given by a pattern, as PEFT allows.
+#[test]
+fn adapter_that_peft_wrote_for_the_language_model() {
+    let case = Case::open("adapter_lm");
+    let mut pipeline = Pipeline::load(&folder().join("pipeline")).unwrap();
+    let from = folder().join("adapter_lm");
+    assert_eq!(Lora::made_for(&from).unwrap(), Part::Llm);
+    assert_eq!(Lora::made_for(&folder().join("adapter")).unwrap(), Part::Dit);
+    let lora = Lora::load(&mut pipeline.lm, &from).unwrap();
+    lora.params().set_trainable(|_| true);
+    let tokens = case.get("in.tokens");
+    let out = pipeline.lm.hidden(&tokens, None);
+    case.near(&out, "out");
+    out.square().sum(Kind::Float).backward();
+    case.gradients(lora.params(), "grad.");
+    lora.params().set_trainable(|_| false);
+    lora.merge(&mut pipeline.lm);
+    case.near(&pipeline.lm.hidden(&tokens, None), "out");
+    lora.unmerge(&mut pipeline.lm);
+    case.near(&pipeline.lm.hidden(&tokens, None), "out");
+}
+
+/// bf16 has no "equal": what our kernels lose against fp32 may not be more than what the libraries' own
+/// lose. Root mean squares, relative to the fp32 output's.
+#[test]
+fn bfloat16_loses_no_more_than_the_libraries_do() {
+    let case = Case::open("bfloat16");
+    let kind = Kind::BFloat16;
+    let options = LoadOptions { lm: kind, dit: kind, ..LoadOptions::default() };
+    let pipeline = Pipeline::load_with(&folder().join("pipeline"), options).unwrap();
+    let hidden = pipeline.lm.hidden(&case.get("in.tokens"), None);
+    let embeds = case.get("in.embeds").to_kind(kind);
+    let dit = &pipeline.dit;
+    let text = dit.text(&embeds, None).unwrap();
+    let mods = dit.modulations(&case.get("in.times").narrow(0, 0, 1));
+    let positions = dit.positions(20, (4, 6));
+    let latents = case.get("in.latents").to_kind(kind);
+    let drawn = dit.forward(&latents, &text, &positions, &mods, Some(0)).unwrap();
+    for (what, got) in [("hidden", hidden), ("drawn", drawn)] {
+        let exact = case.get(&format!("out.{what}.float32"));
+        let size = |t: &Tensor| t.square().mean(Kind::Double).sqrt().double_value(&[]);
+        let lost = |t: &Tensor| size(&(t.to_kind(Kind::Float) - &exact)) / size(&exact);
+        let (ours, theirs) = (lost(&got), lost(&case.get(&format!("out.{what}.bfloat16"))));
+        println!("{what}: bf16 against fp32: {ours:.2e} here, {theirs:.2e} in the libraries");
+        assert!(ours <= 1.2 * theirs && ours < 2e-2, "{what}: {ours} against {theirs}");
+    }
 }

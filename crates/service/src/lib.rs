@@ -11,6 +11,7 @@ pub mod channel;
 pub mod exit;
 pub mod metrics;
 pub mod observe;
+pub mod place;
 pub mod server;
 pub mod shutdown;
 pub mod telemetry;

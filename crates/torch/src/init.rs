@@ -10,8 +10,8 @@ use std::sync::OnceLock;
 pub struct Runtime {
     /// The folder libtorch was loaded from.
     pub library: PathBuf,
-    /// Whether a CUDA device can be used.
-    pub cuda: bool,
+    /// GPUs that can be used, numbered from 0.
+    pub gpus: u32,
     /// Threads of one operation.
     pub threads: u32,
 }
@@ -76,7 +76,8 @@ fn first(threads: u32) -> Result<Runtime, InitError> {
     }
     let library = library_folder()?;
     load_cuda(&library)?;
-    Ok(Runtime { library, cuda: tch::Cuda::is_available(), threads })
+    let gpus = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
+    Ok(Runtime { library, gpus: u32::try_from(gpus).unwrap_or(0), threads })
 }
 
 fn library_folder() -> Result<PathBuf, InitError> {

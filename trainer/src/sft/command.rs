@@ -8,9 +8,11 @@ use crate::error::TrainError;
 use crate::failure::Failure;
 use crate::translate;
 use clap::Args;
-use duet_config::{Config, Device, Sft};
+use duet_config::{Config, Sft};
 use duet_core::{Digest, Seed};
 use duet_models::defaults::Defaults;
+use duet_models::pipeline::LoadOptions;
+use duet_service::place::{Place, PlaceArgs};
 use duet_service::shutdown;
 use duet_torch::collective::{AbortHandle, Collective, Gloo, GroupOptions, Solo, Store};
 use serde::{Deserialize, Serialize};
@@ -31,6 +33,9 @@ pub struct SftArgs {
     /// This rank, of `trainer.world_size`.
     #[arg(long, default_value_t = 0)]
     pub rank: u32,
+    /// The number of the GPU to use, where several can be seen.
+    #[arg(long, value_name = "N")]
+    pub local_rank: Option<u32>,
     /// Rank 0: the file to write the address into that the other ranks join.
     #[arg(long, value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
@@ -81,19 +86,18 @@ pub struct Summary {
 /// [`Failure`] with the exit code.
 pub fn run(args: &SftArgs) -> Result<(), Failure> {
     shutdown::exit_with_parent();
-    let environment = std::env::vars().collect();
+    let environment = duet_config::environment();
     let config = Config::load(&args.config, &environment, &args.set)?;
     let (Some(sft), Some(path)) = (config.sft.clone(), config.sft_data_path()) else {
         let reason = format!("{} has no [sft] section", args.config.display());
         return Err(Failure::Config(reason));
     };
     let torch = duet_torch::init(config.workers.threads).map_err(TrainError::from)?;
-    if config.workers.device == Device::Cuda && !torch.cuda {
-        let reason = "workers.device: there is no GPU that libtorch can use; set it to `cpu`";
-        return Err(Failure::Config(reason.to_owned()));
-    }
+    let flags = PlaceArgs { rank: Some(args.rank), local_rank: args.local_rank, id: None };
+    let place = Place::find(&flags, &environment)?;
+    let device = translate::device(&config, torch.gpus, place)?;
     let worked = data::read(&path).map_err(|error| Failure::Config(error.to_string()))?;
-    let settings = settings(&config, sft)?;
+    let settings = settings(&config, device, sft)?;
     let stage = stage(&settings, &config, &path)?;
     let folder = config.sft_folder();
     if finished(&folder, &stage)? {
@@ -133,7 +137,7 @@ pub fn run(args: &SftArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn settings(config: &Config, sft: Sft) -> Result<Settings, Failure> {
+fn settings(config: &Config, device: tch::Device, sft: Sft) -> Result<Settings, Failure> {
     let model = config.model_path();
     let instruction = match &config.rollout.instruction {
         Some(path) => std::fs::read_to_string(path)
@@ -142,7 +146,7 @@ fn settings(config: &Config, sft: Sft) -> Result<Settings, Failure> {
     };
     Ok(Settings {
         model,
-        load: translate::load(config),
+        load: translate::load(config, device),
         instruction,
         seed: Seed::root(config.run.seed),
         sft,
@@ -166,12 +170,18 @@ fn stage(settings: &Settings, config: &Config, data: &Path) -> Result<String, Fa
     let mut sft = settings.sft.clone();
     // The examples count by their contents, and how often they are saved does not.
     (sft.data, sft.checkpoint_every) = (None, 0);
+    // Which GPU it was counts no more than that.
+    let device = match settings.load.device {
+        tch::Device::Cuda(_) => tch::Device::Cuda(0),
+        other => other,
+    };
+    let load = LoadOptions { device, ..settings.load };
     let index = settings.model.join("text_encoder/config.json");
     let parts = [
         Digest::of(&read(data)?).to_string(),
         Digest::of(&read(&index)?).to_string(),
         format!("{sft:?}"),
-        format!("{:?}", settings.load),
+        format!("{load:?}"),
         settings.instruction.clone(),
         format!("{} {}", config.run.seed, settings.max_grad_norm),
     ];

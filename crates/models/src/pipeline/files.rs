@@ -33,6 +33,31 @@ pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     std::fs::write(path, format!("{value:#}\n")).map_err(|error| ModelError::io(path, error))
 }
 
+/// Puts what `AutoTokenizer` and `AutoProcessor` look for at a folder's root there, where it is only in
+/// `tokenizer/` and `processor/` (or nowhere: published pipelines that make images from text alone have no
+/// processor). What is at the root stays as it is.
+pub(crate) fn complete(
+    files: &mut BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+    preprocessor: &Value,
+) {
+    let mut found = BTreeMap::new();
+    for sub in ["tokenizer", "processor"] {
+        found.extend(files.get(sub).into_iter().flatten().map(|(n, b)| (n.clone(), b.clone())));
+    }
+    let root = files.entry(String::new()).or_default();
+    if root.contains_key("tokenizer_config.json") {
+        // Files of one tokenizer, not parts of two.
+        let of_processor = |name: &str| name.contains("processor_config");
+        found.retain(|name, _| of_processor(name));
+    }
+    found
+        .entry("preprocessor_config.json".to_owned())
+        .or_insert_with(|| format!("{preprocessor:#}\n").into_bytes());
+    for (name, bytes) in found {
+        root.entry(name).or_insert(bytes);
+    }
+}
+
 /// Every file of `folder` that is neither weights nor an index of weights, by name.
 pub(crate) fn carry(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut files = BTreeMap::new();

@@ -2,6 +2,7 @@
 //! `vae/`, `scheduler/`. Whatever is in it and not run here (the vision tower, processor files, a
 //! generation config) is carried through to the next folder untouched.
 
+mod both;
 mod files;
 mod publish;
 mod vision;
@@ -137,6 +138,8 @@ impl Pipeline {
         for name in FOLDERS {
             files.insert(name.to_owned(), files::carry(&folder.join(name))?);
         }
+        both::readable(&mut files, &tokenizer)?;
+        files::complete(&mut files, &preprocessor());
         let pipeline =
             Pipeline { lm, dit, vae, tokenizer, flow, carried: Carried { tensors, files } };
         pipeline.check(&text(folder))?;

@@ -171,7 +171,15 @@ impl Tokenizer {
             ("clean_up_tokenization_spaces", json!(false)),
             ("model_max_length", json!(131_072)),
         ] {
-            config.entry(key).or_insert(value);
+            match config.get(key) {
+                Some(has) if !has.is_null() => {}
+                _ => drop(config.insert(key.to_owned(), value)),
+            }
+        }
+        // transformers 5.x writes a list, which 4.57 takes for names of attributes; both read this name.
+        if let Some(Value::Array(list)) = config.get("extra_special_tokens").cloned() {
+            config.remove("extra_special_tokens");
+            config.insert("additional_special_tokens".to_owned(), Value::Array(list));
         }
         if let Some(template) = &self.chat_template {
             config.insert("chat_template".to_owned(), json!(template));

@@ -97,7 +97,6 @@ containers:
       - run
       - --config=/etc/duet/run.toml
       - --coordinator={{ include "duet.address" $root }}
-      - --id={{ $role }}-$(JOB_COMPLETION_INDEX)
     {{- end }}
     env:
       {{- include "duet.env" $root | nindent 6 }}
