@@ -80,13 +80,13 @@ struct Stack {
     in_hand: u64,
     /// What lies before and after the blocks.
     ends: u64,
-    /// The gradients of a backward pass, all of them.
+    /// The largest gradients that a backward pass has in hand.
     gradients: u64,
 }
 
 impl Stack {
     /// The most that is held: at the end of the forward pass, or at the end of the backward pass,
-    /// when all gradients are there and one block is left.
+    /// when one block is left.
     fn peak(&self, recompute: bool) -> u64 {
         let forward = match recompute {
             true => self.passes * self.blocks * self.input + self.block.max(self.ends),
@@ -136,7 +136,8 @@ fn lm(config: &Config, shapes: &Shapes, work: &Work, trained: u64) -> Stack {
         input: tokens * d * el,
         in_hand: tokens * IN_HAND * d * el,
         ends: predicted * (states + tables * 4 * shapes.lm.vocab),
-        gradients: gradients(config, learns, trained),
+        // The table's two, from the head and from the embedding, until both are there.
+        gradients: in_hand(config, learns, 2 * d * shapes.lm.vocab),
     }
 }
 
@@ -156,7 +157,8 @@ fn dit(config: &Config, shapes: &Shapes, work: &Work, trained: u64) -> Stack {
         input: rows * work.dit_tokens() * d * el,
         in_hand: rows * work.dit_tokens() * (IN_HAND + if inner { 0 } else { MLP }) * d * el,
         ends: 0,
-        gradients: gradients(config, learns, trained),
+        // The largest layer's: six vectors of modulation.
+        gradients: in_hand(config, learns, 6 * d * d),
     }
 }
 
@@ -197,7 +199,8 @@ fn stream(learns: Learns<'_>, names: &Stream, d: u64, el: u64, device: Device) -
     bytes + if gates { 2 * d * el } else { 0 }
 }
 
-/// The gradients that one backward pass makes.
-fn gradients(config: &Config, learns: Learns<'_>, trained: u64) -> u64 {
-    trained * if learns.all() { element(config) } else { 4 }
+/// The gradients of so many weights, which a backward pass has in hand until it gives them away; those of
+/// adapters are not worth counting.
+fn in_hand(config: &Config, learns: Learns<'_>, weights: u64) -> u64 {
+    if learns.all() { weights * element(config) } else { 0 }
 }
