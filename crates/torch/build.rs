@@ -46,7 +46,6 @@ fn main() {
             "csrc/error.cpp",
             "csrc/collective.cpp",
             "csrc/decode.cpp",
-            "csrc/fused.cpp",
             "csrc/memory.cpp",
             "csrc/optim.cpp",
             "csrc/recompute.cpp",

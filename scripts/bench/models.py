@@ -3,6 +3,9 @@
 Same folder of weights, same threads, both sides in the same run: each round times a piece on one
 side and then on the other, and the medians' ratio is printed (above 1: Duet is faster). Writes
 target/bench/results.json.
+
+On a machine that other work shares, `--clock cpu --threads 1` compares the processors' time of both
+sides instead of the clock's.
 """
 
 import argparse
@@ -38,29 +41,37 @@ LETTERS = "system\nDescribe the image by detailing the color, shape, size, textu
 class Rust:
     """The other side: crates/models/examples/speed, one piece a line."""
 
-    def __init__(self, binary, folder, threads):
+    def __init__(self, binary, folder, threads, clock):
+        self.clock = clock
         self.process = subprocess.Popen([binary, "serve", folder, str(threads)], text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.process.stdout.readline().strip() == "ready"
 
+    def cpu(self):
+        """Milliseconds that the process has computed, all its threads."""
+        tasks = pathlib.Path(f"/proc/{self.process.pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e6
+
     def run(self, name):
+        before = self.cpu()
         self.process.stdin.write(name + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline().split()
         if len(line) != 2 or line[0] != name:
             sys.exit(f"the Rust side failed at {name}")
-        return float(line[1])
+        return self.cpu() - before if self.clock == "cpu" else float(line[1])
 
 
 class Python:
     """transformers, diffusers, peft and safetensors, as a competent user calls them."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, clock):
         import torch
         from diffusers import QwenImagePipeline
         from transformers import Qwen2_5_VLForConditionalGeneration
 
         self.torch, self.folder = torch, folder
+        self.now = time.process_time if clock == "cpu" else time.perf_counter
         self.medium = QwenImagePipeline.from_pretrained(folder / "medium")
         self.small = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder / "small" / "text_encoder")
@@ -85,9 +96,9 @@ class Python:
         return tuned, [p for p in tuned.parameters() if p.requires_grad]
 
     def run(self, name):
-        start = time.perf_counter()
+        start = self.now()
         getattr(self, name.replace("-", "_"))()
-        return (time.perf_counter() - start) * 1e3
+        return (self.now() - start) * 1e3
 
     def generate(self, model, count):
         out = model.generate(input_ids=self.prompt, attention_mask=self.torch.ones_like(self.prompt),
@@ -270,6 +281,7 @@ def main():
     parser.add_argument("binary", help="the example `speed` of crates/models")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--only", help="pieces whose name contains this")
     arguments = parser.parse_args()
     import torch
@@ -279,8 +291,10 @@ def main():
     folder = OUT / "models"
     if not (folder / "large.safetensors").is_file():
         subprocess.run([arguments.binary, "make", folder], check=True)
-    ours, peer = Rust(arguments.binary, folder, arguments.threads), Python(folder)
-    print(f"\n{arguments.threads} threads a side, medians of {arguments.rounds} interleaved rounds\n")
+    ours = Rust(arguments.binary, folder, arguments.threads, arguments.clock)
+    peer = Python(folder, arguments.clock)
+    print(f"\n{arguments.threads} threads a side, medians of {arguments.rounds} interleaved rounds, "
+          f"{arguments.clock} clock\n")
     print(f"{'work':56} {'Duet':>10} {'Python':>10} {'ratio':>7} {'wanted':>7}")
     results = []
     for name, what, wanted in PIECES:

@@ -2,7 +2,6 @@
 
 use crate::error::{ModelError, Result};
 use crate::params::{Init, ParamSet, ParamSpec};
-use duet_torch::fused;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tch::{Kind, Tensor};
@@ -125,20 +124,7 @@ pub(crate) fn fetch(params: &ParamSet, name: &str) -> Result<Tensor> {
 /// RMS norm over the last dimension, accumulated in fp32 whatever the dtype:
 /// `x * rsqrt(mean(x^2) + eps) * weight`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
-    let whole = || x.rms_norm(weight.size(), Some(weight), eps);
-    match fused::fits(x) && fused::fits(weight) {
-        // What the kernel refuses, libtorch refuses too, and says why.
-        true => fused::rms_norm(x, weight, eps).unwrap_or_else(|_| whole()),
-        false => whole(),
-    }
-}
-
-/// GELU in its tanh form.
-pub fn gelu(x: &Tensor) -> Tensor {
-    match fused::fits(x) {
-        true => fused::gelu(x).unwrap_or_else(|_| x.gelu("tanh")),
-        false => x.gelu("tanh"),
-    }
+    x.rms_norm(weight.size(), Some(weight), eps)
 }
 
 /// Attention through libtorch's fused kernels; `[B, H, T, D]` each, key and value heads may be fewer

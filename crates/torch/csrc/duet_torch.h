@@ -98,17 +98,6 @@ void duet_decoder_free(DuetDecoder* decoder);
 int32_t duet_choose(DuetTensor logits, const double* numbers, size_t n, double temperature,
                     int64_t* tokens);
 
-// ---- Operations in one pass, fp32 on the CPU, with gradients ----
-// Each returns a new tensor that the caller owns, or null.
-// RMS norm over the last dimension.
-DuetTensor duet_rms_norm(DuetTensor x, DuetTensor weight, double eps);
-// RMS norm of parts [B, N, H, D] over D, each with its own weight [D], one behind the other in one
-// tensor [B, all N, H, D], then pairs of D rotated by the unit complex numbers [all N, D / 2].
-DuetTensor duet_norm_rotate(const DuetTensor* parts, const DuetTensor* weights, size_t count,
-                            DuetTensor units, double eps);
-// GELU, the tanh form.
-DuetTensor duet_gelu(DuetTensor x);
-
 // ---- Memory ----
 // Counts the bytes of tensors that this thread allocates and frees until the meter is freed, which
 // must happen on the same thread.

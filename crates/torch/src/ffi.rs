@@ -147,16 +147,6 @@ unsafe extern "C" {
         tokens: *mut i64,
     ) -> i32;
 
-    pub fn duet_rms_norm(x: DuetTensor, weight: DuetTensor, eps: f64) -> DuetTensor;
-    pub fn duet_norm_rotate(
-        parts: *const DuetTensor,
-        weights: *const DuetTensor,
-        count: usize,
-        units: DuetTensor,
-        eps: f64,
-    ) -> DuetTensor;
-    pub fn duet_gelu(x: DuetTensor) -> DuetTensor;
-
     pub fn duet_meter_new() -> *mut DuetMeter;
     pub fn duet_meter_read(meter: *const DuetMeter, now: *mut i64, peak: *mut i64);
     pub fn duet_meter_free(meter: *mut DuetMeter);

@@ -13,7 +13,6 @@ pub mod device;
 mod digest;
 mod ffi;
 mod finite;
-pub mod fused;
 mod init;
 pub mod memory;
 pub mod optim;

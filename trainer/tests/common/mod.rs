@@ -180,7 +180,8 @@ fn tree(pipeline: &Pipeline, index: u32) -> (TrainTree, Vec<TraceFiles>) {
     let question = tokenizer.encode(&format!("the number after {index}")).unwrap();
     let eos = vec![tokenizer.im_end(), tokenizer.end_of_text()];
     let options = SampleOptions { traces: TRACES, max_new_tokens: 12, temperature: 1.0, eos };
-    let sampled = generate(&Decoder::new(&pipeline.lm).unwrap(), &question, &seed, &options).unwrap();
+    let sampled =
+        generate(&Decoder::new(&pipeline.lm).unwrap(), &question, &seed, &options).unwrap();
     let answers: Vec<Vec<i64>> = sampled.into_iter().map(|answer| answer.tokens).collect();
     let run = || token_log_probs(&pipeline.lm, &question, &answers, 1.0, false).unwrap();
     let log_probs = tch::no_grad(run).split();

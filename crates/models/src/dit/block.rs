@@ -3,9 +3,9 @@
 use super::config::DitConfig;
 use super::rope::rotate;
 use crate::error::Result;
-use crate::nn::{Linear, attention, fetch, gelu, rms_norm};
+use crate::nn::{Linear, attention, fetch, rms_norm};
 use crate::params::{Init, ParamSet, ParamSpec};
-use duet_torch::{fused, recompute};
+use duet_torch::recompute;
 use tch::{Kind, Tensor};
 
 /// Epsilon of every norm in the transformer.
@@ -214,7 +214,7 @@ impl Stream {
     fn finish(&self, x: &Tensor, attended: &Tensor, mods: &[Modulation; 2]) -> Tensor {
         let x = mods[0].add(x, &self.out.forward(attended));
         let inner = self.mlp_in.forward(&mods[1].norm(&x));
-        let inner = gelu(&inner);
+        let inner = inner.gelu("tanh");
         clip(mods[1].add(&x, &self.mlp_out.forward(&inner)))
     }
 }
@@ -374,18 +374,23 @@ impl Block {
             (images(&of_image.q), images(&of_image.k), images(&of_image.v));
         let text_q = (!last).then(|| texts(&of_text.q));
         let (text_k, text_v) = (texts(&of_text.k), texts(&of_text.v));
+        // Nodes of their own: what several parts add to a norm's gradient is summed here first, as
+        // recomputation does.
+        let own = |x: &Tensor| x.view_as(x);
+        let (text_norm_q, text_norm_k) = (own(&of_text.norm_q), own(&of_text.norm_k));
+        let (image_norm_q, image_norm_k) = (own(&of_image.norm_q), own(&of_image.norm_k));
         let attended: Vec<Tensor> = shared
             .parts
             .iter()
             .enumerate()
             .map(|(at, part)| {
-                let k = [(&text_k[at], &of_text.norm_k), (&image_k[at], &of_image.norm_k)];
+                let k = [(&text_k[at], &text_norm_k), (&image_k[at], &image_norm_k)];
                 let k = norm_rotate(&k, &part.rotations);
                 let v = Tensor::cat(&[&text_v[at], &image_v[at]], 1);
-                let image_q = (&image_q[at], &of_image.norm_q);
+                let image_q = (&image_q[at], &image_norm_q);
                 let q = match &text_q {
                     Some(text_q) => {
-                        let parts = [(&text_q[at], &of_text.norm_q), image_q];
+                        let parts = [(&text_q[at], &text_norm_q), image_q];
                         norm_rotate(&parts, &part.rotations)
                     }
                     None => {
@@ -430,16 +435,9 @@ fn joined(tensors: &[Tensor], dim: i64) -> Tensor {
 
 /// RMS norms of parts `[B, N, H, D]`, each with its weight, laid one behind the other and rotated.
 fn norm_rotate(parts: &[(&Tensor, &Tensor)], rotations: &Tensor) -> Tensor {
-    let whole = || {
-        let normed: Vec<Tensor> =
-            parts.iter().map(|(part, weight)| rms_norm(part, weight, EPS)).collect();
-        rotate(&Tensor::cat(&normed, 1), rotations)
-    };
-    match parts.iter().all(|(part, weight)| fused::fits(part) && fused::fits(weight)) {
-        // What the kernel refuses, libtorch refuses too, and says why.
-        true => fused::norm_rotate(parts, rotations, EPS).unwrap_or_else(|_| whole()),
-        false => whole(),
-    }
+    let normed: Vec<Tensor> =
+        parts.iter().map(|(part, weight)| rms_norm(part, weight, EPS)).collect();
+    rotate(&Tensor::cat(&normed, 1), rotations)
 }
 
 /// Half precision must not overflow (diffusers clips there, and only there).
