@@ -48,6 +48,18 @@ fn parameters_are_those_of_the_built_model_and_little_memory_does_not_fit() {
 }
 
 #[test]
+fn the_papers_settings_fit_the_gpus_that_their_files_name() {
+    for config in ["configs/qwen-image-8gpu.toml", "configs/qwen-image-64gpu.toml"] {
+        let told = plan(&[config, "--published", "--json", "--gpu-memory", "131GiB"]);
+        assert_eq!(told.status.code(), Some(0), "{}", text(&told));
+        assert_eq!(json(&told)["fits"].as_bool(), Some(true), "{config}");
+        let head = std::fs::read_to_string(root().join(config)).expect("a configuration");
+        let command = format!("duet plan {config} --published --gpu-memory 131GiB");
+        assert!(head.contains(&command), "{config} does not say `{command}`");
+    }
+}
+
+#[test]
 fn the_published_model_is_planned_without_its_folder() {
     let config = ["configs/qwen-image-8gpu.toml", "--published", "--gpu-memory", "80GiB"];
     let told = plan(&config);
