@@ -57,7 +57,8 @@ unsafe extern "C" fn ready<E>(context: *mut c_void, index: usize, grad: ffi::Due
     let work = AssertUnwindSafe(|| {
         // SAFETY: a live `at::Tensor*`; the clone has a reference of its own.
         let grad = unsafe { Tensor::clone_from_ptr(grad.cast()) };
-        (taking.take)(index, grad)
+        // A node that had none for this leaf says so with an undefined tensor.
+        if grad.defined() { (taking.take)(index, grad) } else { Ok(()) }
     });
     match catch_unwind(work) {
         Ok(Ok(())) => 0,

@@ -147,7 +147,7 @@ mod tests {
             low in any::<u64>(),
         ) {
             let a = f64::from_bits(a);
-            let b = a.to_bits() as i64 + (apart << 52) + (low >> 12) as i64;
+            let b = i128::from(a.to_bits()) + i128::from(apart << 52) + i128::from(low >> 12);
             prop_assume!((0..0x7fe0_0000_0000_0000).contains(&b));
             let b = f64::from_bits(b as u64);
             prop_assert_eq!(sum([a, b]).value().to_bits(), (a + b).to_bits());
