@@ -108,14 +108,21 @@ impl ExactSum {
     }
 }
 
+/// Elements that are squared at a time, to bound the memory that takes.
+const AT_A_TIME: i64 = 256 * BLOCK;
+
 /// Adds the squares of a share to a sum. Its length is a multiple of [`BLOCK`].
 ///
 /// # Errors
 /// libtorch refuses.
 pub fn add_squares(share: &Tensor, sum: &mut ExactSum) -> Result<(), TchError> {
-    let squares = share.f_detach()?.f_to_kind(Kind::Double)?.f_square()?.f_view([-1, BLOCK])?;
-    let blocks = squares.f_sum_dim_intlist(1i64, false, Kind::Double)?;
-    Vec::<f64>::try_from(&blocks)?.into_iter().for_each(|block| sum.add(block));
+    let (share, len) = (share.f_detach()?, share.numel() as i64);
+    for at in (0..len).step_by(AT_A_TIME as usize) {
+        let part = share.f_narrow(0, at, AT_A_TIME.min(len - at))?;
+        let squares = part.f_to_kind(Kind::Double)?.f_square_()?.f_view([-1, BLOCK])?;
+        let blocks = squares.f_sum_dim_intlist(1i64, false, Kind::Double)?;
+        Vec::<f64>::try_from(&blocks)?.into_iter().for_each(|block| sum.add(block));
+    }
     Ok(())
 }
 
