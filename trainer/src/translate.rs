@@ -37,7 +37,7 @@ pub fn settings(config: &Config, device: tch::Device) -> Settings {
         updates: trainer.updates_per_rollout,
         recompute: trainer.recompute,
         sharing: sharing(trainer),
-        nccl: nccl(trainer.collective, load(config).device),
+        nccl: nccl(trainer.collective, device),
     }
 }
 

@@ -227,7 +227,7 @@ fn compare(case: &Case) -> (Role, i64) {
     let input = input(case, &pipeline);
     drop(pipeline);
     let meter = Meter::start().unwrap();
-    let mut engine = Engine::load(translate::settings(&config)).unwrap();
+    let mut engine = Engine::load(translate::settings(&config, tch::Device::Cpu)).unwrap();
     let loaded = meter.read();
     engine.step(input, &Solo::new()).unwrap();
     let peak = meter.read().peak;

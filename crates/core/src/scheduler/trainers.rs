@@ -118,13 +118,15 @@ impl Scheduler {
             self.finish(FinishReason::Stopped);
             return;
         }
-        if let Group::Ready { version, .. } = self.group {
-            self.grow_group(version);
-        }
+        let ready = |group: &Group| match group {
+            Group::Ready { version, .. } => Some(*version),
+            _ => None,
+        };
+        let waits = ready(&self.group).is_some_and(|version| self.grow_group(version));
         if matches!(self.group, Group::None) {
             self.form_group();
         }
-        if let Group::Ready { version, .. } = self.group {
+        if let Some(version) = ready(&self.group).filter(|_| !waits) {
             self.next_step(version);
         }
         self.tell_ranks();
@@ -164,7 +166,8 @@ impl Scheduler {
             return Some(full);
         }
         let least = self.spec.min_world as usize;
-        if least == 0 || idle < least || self.writing.is_some() {
+        let saves = self.writing.is_some() || !self.saving.is_empty();
+        if least == 0 || idle < least || saves {
             self.short_since = None;
             return None;
         }
@@ -179,19 +182,30 @@ impl Scheduler {
     }
 
     /// A group that is smaller than wanted ends when more ranks are there and a new one would have
-    /// nothing to repeat.
-    fn grow_group(&mut self, version: PolicyVersion) {
+    /// nothing to repeat. True: it takes no step before the checkpoint of its version is there, which is
+    /// on its way, so that this moment comes.
+    fn grow_group(&mut self, version: PolicyVersion) -> bool {
+        if self.stopping || version.0 >= u64::from(self.spec.iterations) {
+            return false;
+        }
         let saved = self.state.checkpoint.as_ref().map_or(PolicyVersion(0), |(v, _)| *v);
         let members = self.group.members().to_vec();
         let idle = self.workers.idle(Role::Trainer).filter(|id| !members.contains(id)).count();
         let short = members.len() < self.spec.world as usize;
-        if !short || idle == 0 || saved != version || self.writing.is_some() {
-            return;
+        if !short || idle == 0 {
+            return false;
+        }
+        if self.saving.contains_key(&version) || self.writing == Some(version) {
+            return true;
+        }
+        if saved != version {
+            return false;
         }
         let reason = format!("{idle} more trainers are there");
         let epoch = self.state.epoch;
         self.group = Group::None;
         self.output.effects.push(Effect::AbortTrainers { epoch, workers: members, reason });
+        false
     }
 
     /// Tells each waiting rank its part, once.

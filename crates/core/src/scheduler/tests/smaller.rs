@@ -45,16 +45,18 @@ fn run_alone(world: &mut World) {
         let version = PolicyVersion(u64::from(step.iteration) + u64::from(step.update));
         let weights = Weights { version, llm: None, dit: None, digest: alone(step) };
         world.versions.insert(worker.clone(), version);
-        let report = Report::StepDone(StepDone {
+        let done = Report::StepDone(StepDone {
             epoch: step.epoch,
             rank: Rank(0),
             iteration: step.iteration,
             weights,
-            shards: Vec::new(),
             metrics: BTreeMap::new(),
         });
-        let reported = Event::Reported { worker: worker.clone(), session: 1, report };
-        assert_eq!(world.event(reported), Verdict::Accepted);
+        let shard = step.checkpoint.then(|| shard_done(step, 0));
+        for report in [Some(done), shard].into_iter().flatten() {
+            let reported = Event::Reported { worker: worker.clone(), session: 1, report };
+            assert_eq!(world.event(reported), Verdict::Accepted);
+        }
         world.event(Event::Polled { worker, session: 1 });
     }
 }
