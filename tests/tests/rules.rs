@@ -15,9 +15,18 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_path_buf()
 }
 
+/// What this was built for: crates of other platforms need not be there.
+fn host() -> String {
+    let rustc = Command::new("rustc").arg("-vV").output().expect("rustc runs");
+    let said = String::from_utf8_lossy(&rustc.stdout).into_owned();
+    let host = said.lines().find_map(|line| line.strip_prefix("host: "));
+    host.expect("rustc names its host").to_owned()
+}
+
 fn graph() -> Graph {
     let out = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--offline", "--locked"])
+        .args(["--filter-platform", &host()])
         .current_dir(root())
         .output()
         .expect("cargo runs");

@@ -185,8 +185,12 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn read(text: &str) -> Settings {
+        read_for(tch::Device::Cpu, text)
+    }
+
+    fn read_for(device: tch::Device, text: &str) -> Settings {
         let config = Config::from_text("test", text, &BTreeMap::new(), &[]).unwrap();
-        settings(&config, tch::Device::Cpu)
+        settings(&config, device)
     }
 
     #[test]
@@ -198,17 +202,19 @@ mod tests {
 
     #[test]
     fn ranks_talk_through_nccl_where_models_run_on_gpus_unless_told_otherwise() {
-        let with = |device: &str, collective: &str| {
+        let with = |device: tch::Device, collective: &str| {
+            let name = if device == tch::Device::Cpu { "cpu" } else { "cuda" };
             let text = format!(
-                "[model]\nbootstrap = \"test\"\n[workers]\ndevice = \"{device}\"\n[trainer]\n\
+                "[model]\nbootstrap = \"test\"\n[workers]\ndevice = \"{name}\"\n[trainer]\n\
                  collective = \"{collective}\"\n"
             );
-            read(&text).nccl
+            read_for(device, &text).nccl
         };
-        assert_eq!(with("cpu", "auto"), None);
-        assert_eq!(with("cuda", "auto"), Some(0));
-        assert_eq!(with("cuda", "nccl"), Some(0));
-        assert_eq!(with("cuda", "gloo"), None);
+        let cuda = tch::Device::Cuda(3);
+        assert_eq!(with(tch::Device::Cpu, "auto"), None);
+        assert_eq!(with(cuda, "auto"), Some(3));
+        assert_eq!(with(cuda, "nccl"), Some(3));
+        assert_eq!(with(cuda, "gloo"), None);
     }
 
     #[test]

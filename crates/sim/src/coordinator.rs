@@ -282,13 +282,12 @@ impl World {
 
     /// A manifest names one shard of each rank, all of this version and one group, all in the store.
     fn check_shards(&mut self, version: PolicyVersion, shards: &[Vec<ArtifactRef>]) {
-        let world = self.options.spec.world;
-        let epoch = self.groups.keys().map(|epoch| TrainerEpoch(*epoch)).find(|epoch| {
-            let own = |rank| vec![model::shard(version, *epoch, Rank(rank))];
-            shards.iter().eq((0..world).map(own).collect::<Vec<_>>().iter())
+        let group = self.groups.iter().find(|(epoch, ranks)| {
+            let own = |rank: &u32| vec![model::shard(version, TrainerEpoch(**epoch), Rank(*rank))];
+            shards.iter().eq(ranks.keys().map(own).collect::<Vec<_>>().iter())
         });
         let lost = shards.iter().flatten().find(|shard| !self.durable.contains(shard));
-        if epoch.is_none() || lost.is_some() {
+        if group.is_none() || lost.is_some() {
             self.break_off(format!("DU-9: the manifest of {version} names {shards:?}; {lost:?}"));
         }
     }

@@ -103,7 +103,7 @@ impl VaeConfig {
 
     /// A `config.json` that diffusers reads.
     pub fn to_json(&self) -> Value {
-        json!({
+        let mut config = json!({
             "_class_name": "AutoencoderKLQwenImage",
             "_diffusers_version": "0.37.0",
             "base_dim": self.base_dim,
@@ -113,9 +113,13 @@ impl VaeConfig {
             "attn_scales": [],
             "temperal_downsample": self.temperal_downsample,
             "dropout": 0.0,
-            "input_channels": self.input_channels,
             "latents_mean": self.latents_mean,
             "latents_std": self.latents_std,
-        })
+        });
+        // diffusers 0.36 does not know the key; three is what its absence means.
+        if self.input_channels != 3 {
+            config["input_channels"] = json!(self.input_channels);
+        }
+        config
     }
 }

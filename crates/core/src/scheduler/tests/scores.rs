@@ -1,7 +1,7 @@
 //! A scorer that fails on some images.
 
 use super::*;
-use crate::reward::FailurePolicy;
+use crate::reward::{FailurePolicy, mixed};
 
 /// Whether the scorer fails on an image: on about three of ten.
 fn fails(place: &str, leaf: usize) -> bool {
@@ -11,9 +11,7 @@ fn fails(place: &str, leaf: usize) -> bool {
 /// Plays a run; with `failing`, its scorer fails where [`fails`] says.
 fn play(failing: bool) -> World {
     let reward = RewardSpec { failure: FailurePolicy::AtLeast(1), ..spec().reward };
-    // Checkpoints forget trees; these are looked at afterwards.
-    let (leaves, checkpoint_every) = (8, 100);
-    let mut world = World::new(RunSpec { leaves, reward, checkpoint_every, ..spec() });
+    let mut world = World::new(RunSpec { leaves: 8, reward, ..spec() });
     world.join(1);
     loop {
         let scoring = world.inbox.front().and_then(|(worker, assignment)| match assignment {
@@ -43,11 +41,18 @@ fn play(failing: bool) -> World {
     }
 }
 
-/// The rewards of all leaves, in order.
+/// The rewards of all leaves by sub-tree, as journaled.
 fn rewards(world: &World) -> Vec<Option<f64>> {
-    let state = world.scheduler.state();
-    let trees = state.trees.values().map(|tree| tree.rewards(&world.scheduler.spec).dit);
-    trees.flatten().flatten().collect()
+    let mix = &world.scheduler.spec.reward.dit;
+    let scored: BTreeMap<Unit, Vec<Option<f64>>> = { world.journal.iter() }
+        .filter_map(|record| match record {
+            Record::Completed { id, result: Done::Score(leaves), .. } => {
+                Some((id.unit, leaves.iter().map(|leaf| mixed(mix, leaf)).collect()))
+            }
+            _ => None,
+        })
+        .collect();
+    scored.into_values().flatten().collect()
 }
 
 #[test]
