@@ -323,8 +323,10 @@ const PLACES: [&str; 14] = [
     "LWS_LEADER_ADDRESS",
 ];
 
-/// What launchers put into the environment, and the rank it means.
-const LAUNCHERS: [(&str, &[(&str, &str)], u32); 7] = [
+/// The variable that decides, what a launcher puts into the environment, and the number it means.
+type Launcher = (&'static str, &'static [(&'static str, &'static str)], u32);
+
+const LAUNCHERS: [Launcher; 7] = [
     ("DUET_RANK", &[("DUET_RANK", "3"), ("RANK", "1"), ("SLURM_PROCID", "9")], 3),
     ("RANK", &[("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8"), ("PET_NODE_RANK", "2")], 5),
     ("PET_NODE_RANK", &[("PET_NODE_RANK", "2"), ("JOB_COMPLETION_INDEX", "0")], 2),

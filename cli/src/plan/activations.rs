@@ -8,7 +8,8 @@ use super::bytes::element;
 use super::shapes::Shapes;
 use duet_config::{Config, Device, Lora};
 
-/// Stream widths that a block has in hand for a moment on its way back, beyond what it kept.
+/// Stream widths that a block has in hand for a moment on its way back, beyond what it kept; in the
+/// transformer besides the inner layer's gradient.
 const IN_HAND: u64 = 3;
 /// Widths of an MLP's inner layer in the transformer.
 const MLP: u64 = 4;
@@ -89,7 +90,11 @@ impl Stack {
     /// when one block is left.
     fn peak(&self, recompute: bool) -> u64 {
         let forward = match recompute {
-            true => self.passes * self.blocks * self.input + self.block.max(self.ends),
+            // A block is computed again and goes back while all other blocks' inputs wait.
+            true => {
+                let block = self.block + self.in_hand;
+                self.passes * self.blocks * self.input + block.max(self.ends)
+            }
             false => self.passes * self.blocks * self.block + self.ends.max(self.in_hand),
         };
         forward.max(self.gradients + self.block + self.in_hand)
@@ -149,13 +154,12 @@ fn dit(config: &Config, shapes: &Shapes, work: &Work, trained: u64) -> Stack {
     let rows = work.leaves * work.passes;
     let image = stream(learns, &IMAGE, d, el, device);
     let text = stream(learns, &TEXT, d, el, device);
-    let inner = learns.all() || learns.adapts(IMAGE.down);
     Stack {
         blocks: shapes.dit.blocks,
         passes: work.window,
         block: rows * (work.image_tokens * image + work.text_tokens * text),
         input: rows * work.dit_tokens() * d * el,
-        in_hand: rows * work.dit_tokens() * (IN_HAND + if inner { 0 } else { MLP }) * d * el,
+        in_hand: rows * work.dit_tokens() * (IN_HAND + MLP) * d * el,
         ends: 0,
         // The largest layer's: six vectors of modulation.
         gradients: in_hand(config, learns, 6 * d * d),

@@ -293,7 +293,8 @@ mod tests {
 
     #[test]
     fn the_first_that_gives_a_number_is_taken() {
-        let cases: [(&str, Option<(u32, &str)>, Option<(u32, &str)>); 13] = [
+        type Found = Option<(u32, &'static str)>;
+        let cases: [(&str, Found, Found); 13] = [
             ("", None, None),
             ("RANK=", None, None),
             (TORCHRUN, Some((5, "RANK")), Some((1, "LOCAL_RANK"))),

@@ -179,7 +179,7 @@ impl Collective for Gloo {
     /// An all-reduce, as in libtorch's own Gloo, and the reason that the bits are those of one.
     fn begin_reduce_scatter(&self, flat: &Tensor) -> Result<Begun<'_>, CollectiveError> {
         let operation = Operation::ReduceScatter;
-        if flat.numel() % self.roster.options.world as usize != 0 {
+        if !flat.numel().is_multiple_of(self.roster.options.world as usize) {
             let expected = format!("a multiple of {} elements", self.roster.options.world);
             return Err(CollectiveError::Argument { operation, expected });
         }

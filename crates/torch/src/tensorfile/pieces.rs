@@ -307,7 +307,7 @@ fn complete(whole: &Whole) -> Result<(), String> {
     let total: i64 = whole.spec.shape.iter().product();
     let mut at = 0;
     for (number, part) in whole.parts.iter().enumerate() {
-        if number > 0 && part.range.start < at || number > 0 && total == 0 {
+        if number > 0 && (part.range.start < at || total == 0) {
             let start = part.range.start;
             return Err(format!("pieces overlap at element {start} (`{}`)", part.key));
         }

@@ -367,7 +367,7 @@ impl Collective for Nccl {
     fn begin_reduce_scatter(&self, flat: &Tensor) -> Result<Begun<'_>, CollectiveError> {
         let operation = Operation::ReduceScatter;
         let (rank, world) = (self.rank() as usize, self.world() as usize);
-        if flat.numel() % world != 0 {
+        if !flat.numel().is_multiple_of(world) {
             let expected = format!("a multiple of {world} elements");
             return Err(CollectiveError::Argument { operation, expected });
         }
