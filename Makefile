@@ -53,21 +53,20 @@ lint: setup ## formatting, clippy without warnings, shell scripts
 bench: setup ## time the models beside transformers, diffusers and peft (a Python environment in .venv, about 5 GB)
 	test -d .venv || $(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet -r scripts/parity/requirements.txt
-	$(CARGO) build --release -p duet-models --example speed
+	$(CARGO) build --release --workspace --example speed
 	.venv/bin/python scripts/bench/models.py $(RELEASE)/examples/speed $(ARGS)
-	$(MAKE) bench-checkpoint ARGS=
+	$(MAKE) bench-checkpoint bench-ranks ARGS=
 
 bench-checkpoint: setup ## a checkpoint of 1 GiB by two ranks beside torch.distributed.checkpoint, and publication to four workers (.venv as for parity)
 	test -d .venv || $(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet -r scripts/parity/requirements.txt
-	$(CARGO) build -p duet-trainer --example checkpoint
-	.venv/bin/python scripts/bench/checkpoint.py $(BIN)/examples/checkpoint $(ARGS)
+	$(CARGO) build --release --workspace --example checkpoint
+	.venv/bin/python scripts/bench/checkpoint.py $(RELEASE)/examples/checkpoint $(ARGS)
 
 bench-control: setup ## the coordinator beside Ray in the same run, figures in target/bench/control.json (Ray in .venv-bench; TMPDIR chooses the disk)
 	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet ray==2.60.0
-	$(CARGO) build --release -p duet-coordinator --example control
-	$(CARGO) build --release -p duet-sim --example crowd
+	$(CARGO) build --release --workspace --example control --example crowd
 	.venv-bench/bin/python scripts/bench/control.py $(RELEASE)/examples/control $(RELEASE)/examples/crowd $(ARGS)
 
 storage-test: setup ## checkpoints on Ceph's RGW and on s3s-fs, disturbed (minutes; installs s3s-fs with cargo; Ceph from Debian)
@@ -82,9 +81,8 @@ lineage-check: build ## a small run's tables, read by DuckDB and pandas (a Pytho
 bench-ranks: setup ## all-reduce of two ranks beside PyTorch's own Gloo (PyTorch in .venv), and a step with and without overlap
 	test -d .venv || $(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet -r scripts/parity/requirements.txt
-	$(CARGO) build --release -p duet-torch -p duet-trainer --example allreduce --example overlap
-	.venv/bin/python scripts/bench/collectives.py $(RELEASE)/examples/allreduce $(ARGS)
-	$(RELEASE)/examples/overlap
+	$(CARGO) build --release --workspace --example allreduce --example overlap
+	.venv/bin/python scripts/bench/collectives.py $(RELEASE)/examples/allreduce $(RELEASE)/examples/overlap $(ARGS)
 
 doc: setup ## API documentation of the workspace
 	$(CARGO) doc --workspace --no-deps

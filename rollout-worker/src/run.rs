@@ -5,7 +5,7 @@ use crate::engine::{Adapters, Engine, Sampling};
 use crate::error::WorkError;
 use crate::failure::Failure;
 use crate::serve::{Worker, serve};
-use duet_config::{Config, ConfigError, Device, DitObjective, Dtype, Lora, Sampler};
+use duet_config::{Config, ConfigError, DitObjective, Dtype, Lora, Sampler};
 use duet_core::Role;
 use duet_models::ModelError;
 use duet_models::defaults::Defaults;
@@ -31,7 +31,8 @@ pub fn run(args: &RunArgs, who: &Who) -> Result<(), Failure> {
     let config = Config::load(&args.config, &environment, &args.set)?;
     let options = WorkerOptions::of(&config, Role::Rollout, &args.coordinator, &who.id)?;
     let torch = duet_torch::init(config.workers.threads)?;
-    let own = own_device(&config, torch.gpus, who)?;
+    let gpu = who.place.device(config.workers.device, torch.gpus)?;
+    let own = gpu.map_or(tch::Device::Cpu, |gpu| tch::Device::Cuda(gpu as usize));
     let sampling = sampling(&config).map_err(WorkError::from)?;
     let device = device(&config, own, sampling)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -80,22 +81,6 @@ async fn observer(who: &Who, config: &Config) -> Result<Observer, Failure> {
         otlp: telemetry.otlp.as_deref(),
     };
     Observer::start(showing).await.map_err(|error| Failure::Io(error.to_string()))
-}
-
-/// The processor or the GPU that this worker computes on.
-fn own_device(config: &Config, gpus: u32, who: &Who) -> Result<tch::Device, Failure> {
-    match (config.workers.device, gpus) {
-        (Device::Cpu, _) => Ok(tch::Device::Cpu),
-        (Device::Cuda, 0) => {
-            let reason = "workers.device: there is no GPU that libtorch can use; set it to `cpu`";
-            Err(Failure::Config(reason.to_owned()))
-        }
-        (Device::Cuda, gpus) => {
-            let gpu = who.place.gpu(gpus)?;
-            tracing::info!(gpu, gpus, "GPU");
-            Ok(tch::Device::Cuda(gpu as usize))
-        }
-    }
 }
 
 /// Loads the models, on the thread that will own them.

@@ -4,12 +4,10 @@ Two ranks hold the same state of 1 GiB (64 tensors of fp32). Each round saves it
 with the other, and loads it the same way; medians and their ratio are printed. Ours writes with fsync,
 hashes every byte, and verifies every byte when it loads. The other side is DCP with its defaults.
 The disk's own bandwidth is measured in the same rounds: a plain write of 1 GiB with fsync.
-Appends to target/bench/results.json: name, ours, peer, ratio (peer over ours would flatter; it is ours
-over peer), unit.
+Written to target/bench/results.json; a ratio is ours over the peer's.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import shutil
@@ -19,8 +17,8 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-RESULTS = ROOT / "target" / "bench" / "results.json"
+import results
+
 TENSORS = 64
 
 
@@ -133,24 +131,17 @@ def run(args, base):
     middle = {name: statistics.median(values) for name, values in times.items()}
     rows = [("checkpoint-save", "save", "dcp save", 1.0), ("checkpoint-blocked", "blocked", "dcp save", 0.3),
             ("checkpoint-load", "load", "dcp load", 1.2)]
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     found = []
     for name, own, theirs, wanted in rows:
         ratio = middle[own] / middle[theirs]
         print(f"{name}: {middle[own]:.3f} s, torch.distributed.checkpoint {middle[theirs]:.3f} s: "
               f"{ratio:.2f}x (wanted: at most {wanted}x)")
-        found.append({"name": name, "ours": middle[own], "peer": middle[theirs], "ratio": ratio,
-                      "unit": "s"})
+        found.append(results.row(name, middle[own], middle[theirs], ratio, "s", f"<= {wanted}"))
     print(f"publish-64mib-4-workers: {middle['publish']:.3f} s (wanted: below 1 s)")
-    found.append({"name": "publish-64mib-4-workers", "ours": middle["publish"], "peer": None,
-                  "ratio": None, "unit": "s"})
+    found.append(results.row("publish-64mib-4-workers", middle["publish"], None, None, "s", "< 1"))
     print(f"plain write of {args.mib} MiB with fsync: {middle['disk']:.3f} s; load average "
           f"{os.getloadavg()[0]:.1f}")
-    if isinstance(results, list):
-        names = {row["name"] for row in found}
-        results = [row for row in results if row.get("name") not in names] + found
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    results.record(found)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,25 @@
 #!/usr/bin/env python3
 """All-reduce of 64 MiB over two processes of this machine, beside PyTorch's own Gloo in the same run.
 
-    collectives.py ALLREDUCE [ROUNDS]     ALLREDUCE: the example of crates/torch, release build
+    collectives.py ALLREDUCE OVERLAP [ROUNDS]     examples of crates/torch and of the trainer, release builds
 
 Both pairs live all the time and are timed in turn, one all-reduce after the other, three to a round; the
-figure is the median of rounds. Appends to target/bench/results.json.
+figure is the median of rounds. Then OVERLAP times a step with and without its sums overlapped. Written to
+target/bench/results.json; a ratio is ours over the peer's.
 """
 
 import json
-import os
-import pathlib
 import socket
 import statistics
 import subprocess
 import sys
 import time
 
+import results
+
 MIB = 64
 WORLD = 2
 REPEATS = 3
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def peer(rank, port):
@@ -79,7 +79,8 @@ def free_port():
 
 
 def main():
-    ours, rounds = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 25
+    ours, overlap = sys.argv[1:3]
+    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 25
     first = [ours, "0", str(WORLD), str(MIB)]
     second = lambda ranks: [ours, "1", str(WORLD), str(MIB), ranks[0].stdout.readline().strip()]
     duet = Pair([first, second])
@@ -102,15 +103,13 @@ def main():
     ratio = mine / theirs
     name = f"all-reduce of {MIB} MiB, {WORLD} ranks"
     print(f"{name}: {mine * 1e3:.1f} ms, PyTorch's Gloo {theirs * 1e3:.1f} ms, ratio {ratio:.2f}")
-    record(name, mine, theirs, ratio, "s")
-
-
-def record(name, ours, peer_, ratio, unit):
-    path = ROOT / "target" / "bench" / "results.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    results = json.loads(path.read_text()) if path.exists() else []
-    results.append({"name": name, "ours": ours, "peer": peer_, "ratio": ratio, "unit": unit})
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    rows = [results.row(name, mine, theirs, ratio, "s", "<= 1.1")]
+    took = json.loads(subprocess.run([overlap], check=True, capture_output=True, text=True).stdout)
+    ratio = took["with"] / took["without"]
+    name = f"step of {took['ranks']} ranks, {took['mib']} MiB of gradients, overlap against none"
+    print(f"{name}: {took['with'] * 1e3:.1f} ms, {took['without'] * 1e3:.1f} ms, ratio {ratio:.2f}")
+    rows.append(results.row(name, took["with"], took["without"], ratio, "s", ""))
+    results.record(rows)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ sides instead of the clock's.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 import subprocess
 import sys
 import time
+
+import results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 OUT = ROOT / "target" / "bench"
@@ -296,7 +297,7 @@ def main():
     print(f"\n{arguments.threads} threads a side, medians of {arguments.rounds} interleaved rounds, "
           f"{arguments.clock} clock\n")
     print(f"{'work':56} {'Duet':>10} {'Python':>10} {'ratio':>7} {'wanted':>7}")
-    results = []
+    rows = []
     for name, what, wanted in PIECES:
         if arguments.only and arguments.only not in name:
             continue
@@ -312,10 +313,8 @@ def main():
         there = min(statistics.median(times) for times in theirs.values())
         ratio = there / here
         print(f"{what:56} {here:7.0f} ms {there:7.0f} ms {ratio:6.2f}x {wanted:6.1f}x", flush=True)
-        results.append({"name": name, "ours": here, "peer": there, "ratio": ratio, "unit": "ms",
-                        "wanted": wanted})
-    (OUT / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\nwritten to {(OUT / 'results.json').relative_to(ROOT)}")
+        rows.append(results.row(name, here, there, ratio, "ms", f">= {wanted}"))
+    results.record(rows)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 //! What it brings to sum gradients over ranks while the backward pass still runs: forward, backward and
 //! sums of two ranks, threads of this process connected by Gloo, with and without, in turn.
+//! Prints JSON: medians in seconds.
 
 use duet_torch::Tensors;
 use duet_torch::collective::{AbortHandle, Collective, Gloo, GroupOptions, Store};
@@ -110,15 +111,7 @@ fn main() -> Outcome<()> {
         }
     }
     let [with, without] = slowest.map(median);
-    let name = format!(
-        "step of {WORLD} ranks, {} MiB of gradients",
-        (LAYERS as i64 * WIDTH * WIDTH) >> 18
-    );
-    println!(
-        "{name}: {:.1} ms with overlap, {:.1} ms without, ratio {:.2}",
-        with * 1e3,
-        without * 1e3,
-        with / without
-    );
+    let mib = (LAYERS as i64 * WIDTH * WIDTH) >> 18;
+    println!(r#"{{"ranks": {WORLD}, "mib": {mib}, "with": {with}, "without": {without}}}"#);
     Ok(())
 }

@@ -2,9 +2,8 @@
 
 use crate::engine::gradient::Sharing;
 use crate::engine::{BranchSettings, Nft, OldPolicy, Settings};
-use crate::failure::Failure;
 use duet_config::{
-    Aggregation, Branch, Collective, Config, Device, DitKl, DitObjective, Dtype, KlEstimator,
+    Aggregation, Branch, Collective, Config, DitKl, DitObjective, Dtype, KlEstimator,
     LlmObjective, NftOld, Reduce, Sampler, Trainer,
 };
 use duet_core::Seed;
@@ -13,7 +12,7 @@ use duet_models::loss;
 use duet_models::pipeline::LoadOptions;
 use duet_models::render::RenderOptions;
 use duet_models::sde::SdeKind;
-use duet_service::place::Place;
+use duet_service::place::{Place, PlaceError};
 use duet_torch::optim::AdamWOptions;
 use tch::Kind;
 
@@ -44,20 +43,10 @@ pub fn settings(config: &Config, device: tch::Device) -> Settings {
 /// The processor, or which of the `gpus` is this process's.
 ///
 /// # Errors
-/// [`Failure`] when the configuration wants a GPU and there is none, or not this process's.
-pub fn device(config: &Config, gpus: u32, place: Place) -> Result<tch::Device, Failure> {
-    match (config.workers.device, gpus) {
-        (Device::Cpu, _) => Ok(tch::Device::Cpu),
-        (Device::Cuda, 0) => {
-            let reason = "workers.device: there is no GPU that libtorch can use; set it to `cpu`";
-            Err(Failure::Config(reason.to_owned()))
-        }
-        (Device::Cuda, gpus) => {
-            let gpu = place.gpu(gpus)?;
-            tracing::info!(gpu, gpus, "GPU");
-            Ok(tch::Device::Cuda(gpu as usize))
-        }
-    }
+/// [`PlaceError`] when the configuration wants a GPU and there is none, or not this process's.
+pub fn device(config: &Config, gpus: u32, place: Place) -> Result<tch::Device, PlaceError> {
+    let gpu = place.device(config.workers.device, gpus)?;
+    Ok(gpu.map_or(tch::Device::Cpu, |gpu| tch::Device::Cuda(gpu as usize)))
 }
 
 /// Where and as what the models are loaded.

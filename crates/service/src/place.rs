@@ -17,6 +17,7 @@
 
 use crate::exit;
 use clap::Args;
+use duet_config::Device;
 use duet_core::Role;
 use std::collections::BTreeMap;
 
@@ -100,6 +101,9 @@ pub enum PlaceError {
          JOB_COMPLETION_INDEX, SLURM_PROCID and LWS_WORKER_INDEX are looked at too)"
     )]
     Unknown(&'static str),
+    /// None at all.
+    #[error("workers.device: there is no GPU that libtorch can use; set it to `cpu`")]
+    NoGpu,
     /// No such GPU.
     #[error(
         "{by}={local}, but {gpus} GPUs can be seen, numbered from 0: start no more processes on a machine than it has GPUs, \
@@ -203,12 +207,25 @@ impl Place {
         Ok(Place { rank: first(&ranks)?, local: first(&locals)? })
     }
 
-    /// Which of the GPUs that can be seen is this process's own: its local number where there are
-    /// several, the only one where there is one. Without a local number, the first.
+    /// The GPU that this process computes on, of so many that libtorch can use; `None`: the processor.
     ///
     /// # Errors
-    /// [`PlaceError::Gpu`] when there is no such GPU.
-    pub fn gpu(&self, gpus: u32) -> Result<u32, PlaceError> {
+    /// [`PlaceError`] when a GPU is wanted and there is none, or not this process's.
+    pub fn device(&self, wanted: Device, gpus: u32) -> Result<Option<u32>, PlaceError> {
+        match (wanted, gpus) {
+            (Device::Cpu, _) => Ok(None),
+            (Device::Cuda, 0) => Err(PlaceError::NoGpu),
+            (Device::Cuda, gpus) => {
+                let gpu = self.gpu(gpus)?;
+                tracing::info!(gpu, gpus, "GPU");
+                Ok(Some(gpu))
+            }
+        }
+    }
+
+    /// Which of the GPUs that can be seen is this process's own: its local number where there are
+    /// several, the only one where there is one. Without a local number, the first.
+    fn gpu(&self, gpus: u32) -> Result<u32, PlaceError> {
         match self.local {
             Some(Given { value, by }) if gpus > 1 && value >= gpus => {
                 Err(PlaceError::Gpu { by, local: value, gpus })
@@ -398,5 +415,8 @@ mod tests {
         assert_eq!(place(None).gpu(4), Ok(0));
         let error = place(Some(4)).gpu(4).unwrap_err().to_string();
         assert!(error.contains("LOCAL_RANK=4, but 4 GPUs"), "{error}");
+        assert_eq!(place(Some(3)).device(Device::Cpu, 4), Ok(None));
+        assert_eq!(place(Some(3)).device(Device::Cuda, 4), Ok(Some(3)));
+        assert_eq!(place(None).device(Device::Cuda, 0), Err(PlaceError::NoGpu));
     }
 }
