@@ -28,6 +28,7 @@ use duet_core::{ArtifactRef, Digest, Millis, PolicyVersion, Rank, Role, WorkerId
 use duet_service::server::Limits;
 use duet_service::worker::{Session, WorkerOptions};
 use duet_store::checkpoint::Retention;
+use duet_store::journal::retained;
 use duet_store::{Journal, Store, keys};
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -105,7 +106,7 @@ impl Shape {
     }
 }
 
-fn run(future: impl Future<Output = Result<()>>) -> Result<()> {
+fn run<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
 }
 
@@ -176,8 +177,8 @@ fn measure(shape: Shape, sessions: u32) -> Result<()> {
     let peak = std::fs::read_to_string(format!("/proc/{process}/status"))?;
     let peak = peak.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let peak: f64 = peak.and_then(|kib| kib.split_whitespace().next()?.parse().ok()).unwrap_or(0.0);
-    let segments = std::fs::read_dir(folder.path().join("store/journal/segments"))?;
-    let newest = segments.flatten().filter_map(|s| s.file_name().to_str()?.parse::<u64>().ok());
+    let journal = run(async { Ok(retained(&store(folder.path())?, keys::JOURNAL).await?) })?;
+    let segments = journal.batches.last().map_or(0, |batch| batch.number);
     println!(
         "{}",
         serde_json::json!({
@@ -190,8 +191,7 @@ fn measure(shape: Shape, sessions: u32) -> Result<()> {
             "trees_per_second": carried / seconds,
             "leases_per_second": leases / seconds,
             "journal_segments_per_lease":
-                newest.max().unwrap_or(0) as f64
-                    / f64::from(shape.trees * shape.leases_per_tree()),
+                segments as f64 / f64::from(shape.trees * shape.leases_per_tree()),
             "coordinator_cpu_us_per_lease": cost[0],
             "workers_cpu_us_per_lease": cost[1..5].iter().sum::<f64>(),
             "trainer_cpu_us_per_lease": cost[5],

@@ -215,6 +215,18 @@ fn steady(status: wire::Status) -> wire::Status {
     wire::Status { eta_seconds: None, images_per_second: 0.0, ..status }
 }
 
+/// What ended a stream of two reports.
+async fn exchanged(
+    client: &mut WorkerServiceClient<Channel>,
+    report: wire::ReportRequest,
+) -> Status {
+    let reports = futures::stream::iter([report.clone(), report]);
+    let mut answers = within("exchange", client.exchange(reports)).await.unwrap().into_inner();
+    let told = within("an answer", answers.message()).await.unwrap_err();
+    assert!(matches!(within("the end", answers.message()).await, Ok(None) | Err(_)));
+    told
+}
+
 #[tokio::test]
 async fn nobody_speaks_for_a_worker_of_another_role() {
     let place = Place::new().await;
@@ -229,7 +241,8 @@ async fn nobody_speaks_for_a_worker_of_another_role() {
         theirs.heartbeat(wire::HeartbeatRequest { caller: caller() }).await.unwrap_err(),
         theirs.poll(wire::PollRequest { caller: caller() }).await.unwrap_err(),
         theirs.attend(wire::AttendRequest { caller: caller() }).await.unwrap_err(),
-        theirs.report(report).await.unwrap_err(),
+        theirs.report(report.clone()).await.unwrap_err(),
+        exchanged(&mut theirs, report).await,
         theirs.leave(leave).await.unwrap_err(),
     ];
     for told in told {

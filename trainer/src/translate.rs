@@ -3,8 +3,8 @@
 use crate::engine::gradient::Sharing;
 use crate::engine::{BranchSettings, Nft, OldPolicy, Settings};
 use duet_config::{
-    Aggregation, Branch, Collective, Config, DitKl, DitObjective, Dtype, KlEstimator,
-    LlmObjective, NftOld, Reduce, Sampler, Trainer,
+    Aggregation, Branch, Collective, Config, DitKl, DitObjective, Dtype, KlEstimator, LlmObjective,
+    NftOld, Reduce, Sampler, Trainer,
 };
 use duet_core::Seed;
 use duet_models::lora::LoraConfig;

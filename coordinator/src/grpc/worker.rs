@@ -10,13 +10,16 @@ use duet_core::{Digest, Generation};
 use duet_proto::convert::{MAX_BUILD, Sender, clip_reason, decode_digest, decode_role};
 use duet_proto::v1 as wire;
 use duet_proto::v1::worker_service_server::WorkerService;
-use duet_service::access;
+use duet_service::access::{self, Meter};
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-/// Gives out work and takes reports.
+/// Gives out work and takes reports. Cheap to clone.
+#[derive(Clone)]
 pub struct Workers {
     handle: Handle,
     lines: Lines,
@@ -56,6 +59,39 @@ impl Workers {
         let sender = sender(caller)?;
         self.roles.is_own(access::role(request), &sender.worker)?;
         Ok(sender)
+    }
+
+    /// Takes a report of whoever showed this role, and gives what there is to do next, if that is asked.
+    async fn reported(
+        &self,
+        shown: Option<access::Role>,
+        request: wire::ReportRequest,
+    ) -> Result<wire::ReportResponse, Status> {
+        let sender = sender(request.caller)?;
+        self.roles.is_own(shown, &sender.worker)?;
+        let report = request.report.ok_or_else(|| Status::invalid_argument("no report"))?;
+        let report = Report::try_from(report).map_err(malformed)?;
+        let (verdict, next) = match (self.is_ours(&sender)?, request.next) {
+            (false, _) => (Verdict::Unknown, None),
+            (true, false) => {
+                let said = self.handle.report(sender.worker, sender.session, report).await;
+                (said.map_err(gone)?, None)
+            }
+            (true, true) => {
+                let said = self.handle.exchange(sender.worker, sender.session, report).await;
+                said.map_err(gone)?
+            }
+        };
+        let assignment = next.map(|assignment| (&*assignment).into());
+        let (verdict, reason) = match verdict {
+            Verdict::Accepted => (wire::Verdict::Accepted, String::new()),
+            Verdict::Duplicate => (wire::Verdict::Duplicate, String::new()),
+            Verdict::Stale => (wire::Verdict::Stale, String::new()),
+            Verdict::Unknown => (wire::Verdict::Unknown, String::new()),
+            Verdict::Refused(reason) => (wire::Verdict::Refused, clip_reason(&reason)),
+        };
+        let (generation, verdict) = (self.generation(), verdict.into());
+        Ok(wire::ReportResponse { generation, verdict, reason, assignment })
     }
 
     fn check_config(&self, sender: &Sender, theirs: Digest) -> Result<(), Status> {
@@ -132,31 +168,33 @@ impl WorkerService for Workers {
         &self,
         request: Request<wire::ReportRequest>,
     ) -> Result<Response<wire::ReportResponse>, Status> {
-        let sender = self.sender(&request, request.get_ref().caller.clone())?;
-        let request = request.into_inner();
-        let report = request.report.ok_or_else(|| Status::invalid_argument("no report"))?;
-        let report = Report::try_from(report).map_err(malformed)?;
-        let (verdict, next) = match (self.is_ours(&sender)?, request.next) {
-            (false, _) => (Verdict::Unknown, None),
-            (true, false) => {
-                let said = self.handle.report(sender.worker, sender.session, report).await;
-                (said.map_err(gone)?, None)
+        let shown = access::role(&request);
+        Ok(Response::new(self.reported(shown, request.into_inner()).await?))
+    }
+
+    type ExchangeStream = BoxStream<'static, Result<wire::ReportResponse, Status>>;
+
+    async fn exchange(
+        &self,
+        request: Request<Streaming<wire::ReportRequest>>,
+    ) -> Result<Response<Self::ExchangeStream>, Status> {
+        let (shown, meter) = (access::role(&request), access::meter(&request));
+        let (workers, requests) = (self.clone(), request.into_inner());
+        let answers = requests.then(move |request| {
+            let (workers, meter) = (workers.clone(), meter.clone());
+            async move {
+                let request = request?;
+                meter.iter().try_for_each(Meter::count)?;
+                workers.reported(shown, request).await
             }
-            (true, true) => {
-                let said = self.handle.exchange(sender.worker, sender.session, report).await;
-                said.map_err(gone)?
-            }
-        };
-        let assignment = next.map(|assignment| (&*assignment).into());
-        let (verdict, reason) = match verdict {
-            Verdict::Accepted => (wire::Verdict::Accepted, String::new()),
-            Verdict::Duplicate => (wire::Verdict::Duplicate, String::new()),
-            Verdict::Stale => (wire::Verdict::Stale, String::new()),
-            Verdict::Unknown => (wire::Verdict::Unknown, String::new()),
-            Verdict::Refused(reason) => (wire::Verdict::Refused, clip_reason(&reason)),
-        };
-        let (generation, verdict) = (self.generation(), verdict.into());
-        Ok(Response::new(wire::ReportResponse { generation, verdict, reason, assignment }))
+        });
+        // The first error is the stream's last word.
+        let answers = answers.scan(false, |over, answer| {
+            let before = std::mem::replace(over, answer.is_err());
+            std::future::ready((!before).then_some(answer))
+        });
+        let closing = self.closing.clone().cancelled_owned();
+        Ok(Response::new(answers.take_until(closing).boxed()))
     }
 
     type AttendStream = ReceiverStream<Result<wire::AttendResponse, Status>>;

@@ -105,30 +105,29 @@ impl Keeper {
             match job {
                 Job::Lineage(lineage) => {
                     self.backlog.push_back(lineage);
-                    next = self.take_more();
+                    let mut unneeded = Vec::new();
+                    next = self.take_more(&mut unneeded);
                     self.write_backlog().await;
+                    self.collect_all(unneeded).await;
                 }
                 Job::Checkpoint(job) => {
                     self.write_backlog().await;
                     let event = self.checkpoint(*job).await;
                     self.tell(Kept::Event(event));
                 }
-                Job::Collect(artifacts) => {
-                    if let Err(error) = self.collect(artifacts).await {
-                        self.fail("collect", error.to_string());
-                    }
-                }
+                Job::Collect(artifacts) => self.collect_all(artifacts).await,
             }
         }
         self.write_backlog().await;
     }
 
-    /// Takes along the iterations that wait already; gives back the first other job, which must come
-    /// after them.
-    fn take_more(&mut self) -> Option<Job> {
+    /// Takes along the iterations that wait already, and what is to be deleted after them; gives back
+    /// the first job that is neither.
+    fn take_more(&mut self, unneeded: &mut Vec<ArtifactRef>) -> Option<Job> {
         while self.backlog.len() < AT_ONCE {
             match self.jobs.try_recv() {
                 Ok(Job::Lineage(lineage)) => self.backlog.push_back(lineage),
+                Ok(Job::Collect(artifacts)) => unneeded.extend(artifacts),
                 Ok(other) => return Some(other),
                 Err(_) => break,
             }
@@ -167,6 +166,15 @@ impl Keeper {
                 }
                 self.backlog.pop_front();
             }
+        }
+    }
+
+    async fn collect_all(&self, artifacts: Vec<ArtifactRef>) {
+        if artifacts.is_empty() {
+            return;
+        }
+        if let Err(error) = self.collect(artifacts).await {
+            self.fail("collect", error.to_string());
         }
     }
 

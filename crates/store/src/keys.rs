@@ -4,7 +4,7 @@
 //! run.json                                        whose run this is; created once, first
 //! config.toml                                     its configuration, without secrets
 //! journal/generations/00000001                    who took the journal over; never deleted
-//! journal/segments/000000000001                   numbered, created once
+//! journal/segments/000000000001                   numbered, created once; the first of those it holds
 //! journal/snapshots/000000000042                  the state after that segment
 //! artifacts/i000012/t0003/j2/think-a1.safetensors
 //! artifacts/i000012/t0003/j2/render-a1.safetensors

@@ -151,8 +151,7 @@ async fn a_torn_newest_segment_is_void_on_a_local_disk() {
     let mut journal = Journal::open(&store, PREFIX).await.unwrap().journal;
     journal.append(&records(0, 2)).await.unwrap();
     journal.append(&records(2, 2)).await.unwrap();
-    let last = segment(&store, journal.position());
-    let whole = std::fs::read(&last).unwrap();
+    let whole = journal::segment_bytes(1, journal.position(), &records(2, 2)).to_vec();
     let mut zeroed = whole.clone();
     zeroed[whole.len() - 12..].fill(0);
     for torn in [&whole[..whole.len() - 1], &whole[..70], &whole[..10], &[], &[0; 80], &zeroed] {
@@ -163,10 +162,22 @@ async fn a_torn_newest_segment_is_void_on_a_local_disk() {
             std::fs::copy(store.local_root().unwrap().join(&entry.key), to).unwrap();
         }
         let store = Store::open(&copy.path().display().to_string()).unwrap();
-        std::fs::write(segment(&store, journal.position()), torn).unwrap();
+        // The first two lie in one file; the second may also be the first of its own.
+        let first = segment(&store, journal.position() - 1);
+        let mut both = std::fs::read(&first).unwrap();
+        // What follows them, zeros included, goes: the disk was asked for it and did not keep it.
+        both.truncate(journal::segment_bytes(1, journal.position() - 1, &records(0, 2)).len());
+        match torn {
+            [] => std::fs::write(segment(&store, journal.position()), torn).unwrap(),
+            _ => both.extend_from_slice(torn),
+        }
+        std::fs::write(first, both).unwrap();
         let mut opened = Journal::open(&store, PREFIX).await.unwrap();
         assert_eq!(opened.records, records(0, 2));
-        assert!(opened.torn.as_deref().is_some_and(|key| key.starts_with("journal/segments/")));
+        // Zeros after a segment are nothing but room.
+        let is_room = torn == [0; 80];
+        let named = opened.torn.as_deref().is_some_and(|key| key.starts_with("journal/segments/"));
+        assert_eq!((opened.torn.is_some(), named), (!is_room, !is_room));
         opened.journal.append(&records(7, 1)).await.unwrap();
         let again = Journal::open(&store, PREFIX).await.unwrap();
         assert_eq!((again.records, again.torn), ([records(0, 2), records(7, 1)].concat(), None));
@@ -196,12 +207,37 @@ async fn what_was_declared_void_stays_void_when_its_writer_ends_it_later() {
 }
 
 #[tokio::test]
+async fn what_a_replaced_writer_adds_to_its_file_ends_where_the_next_one_begins() {
+    let (_folder, store) = local();
+    let mut first = Journal::open(&store, PREFIX).await.unwrap().journal;
+    first.append(&records(0, 2)).await.unwrap();
+    let at = first.position();
+    let mut second = Journal::open(&store, PREFIX).await.unwrap().journal;
+    assert_eq!(second.position(), at + 1);
+    // Same number as the successor's opening segment, in the file of the one before.
+    let error = first.append(&records(70, 1)).await.unwrap_err();
+    assert!(matches!(error, JournalError::Fenced { .. }), "{error}");
+    let held = std::fs::read(segment(&store, at)).unwrap();
+    // In memory-backed stores and elsewhere it could not even be written.
+    let is_shared = journal::last_segment(&held, at) == Some(at + 1);
+    assert!(is_shared || journal::last_segment(&held, at) == Some(at));
+    second.append(&records(2, 2)).await.unwrap();
+    assert_eq!(journal::read(&store, PREFIX).await.unwrap().1, records(0, 4));
+    let retained = journal::retained(&store, PREFIX).await.unwrap();
+    let numbers: Vec<u64> = retained.batches.iter().map(|batch| batch.number).collect();
+    assert_eq!(numbers, (1..=second.position()).collect::<Vec<_>>());
+    assert_eq!(Journal::open(&store, PREFIX).await.unwrap().records, records(0, 4));
+}
+
+#[tokio::test]
 async fn damage_elsewhere_is_an_error_that_names_the_segment() {
     let damage = async |number: u64, bytes: Option<&[u8]>| {
         let (_folder, store) = local();
-        let mut journal = Journal::open(&store, PREFIX).await.unwrap().journal;
-        for n in 0..4 {
-            journal.append(&records(n, 1)).await.unwrap();
+        drop(Journal::open(&store, PREFIX).await.unwrap());
+        // One segment an object, as object stores have them.
+        for n in 2..=5 {
+            let whole = journal::segment_bytes(1, n, &records(n as u32, 1));
+            std::fs::write(segment(&store, n), whole).unwrap();
         }
         match bytes {
             Some(bytes) => std::fs::write(segment(&store, number), bytes).unwrap(),
@@ -221,6 +257,25 @@ async fn damage_elsewhere_is_an_error_that_names_the_segment() {
     );
     let gap = damage(2, None).await;
     assert!(matches!(&gap, JournalError::Gap { key } if key.ends_with("000000000002")), "{gap}");
+
+    // Several in one file.
+    for byte in [0, 20, 70] {
+        let (_folder, store) = local();
+        drop(Journal::open(&store, PREFIX).await.unwrap());
+        let row = |from: u64, to: u64| {
+            (from..=to).flat_map(|n| journal::segment_bytes(1, n, &records(n as u32, 1))).collect()
+        };
+        let mut bytes: Vec<u8> = row(2, 5);
+        let third = row(2, 3).len();
+        bytes[third + byte] ^= 1;
+        std::fs::write(segment(&store, 2), bytes).unwrap();
+        let error = Journal::open(&store, PREFIX).await.unwrap_err();
+        assert!(
+            matches!(&error, JournalError::Corrupt { key, .. } if key.ends_with("000000000002")),
+            "{error}"
+        );
+        assert!(error.to_string().contains("segment 4"), "{error}");
+    }
 }
 
 #[tokio::test]

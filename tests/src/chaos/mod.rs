@@ -7,8 +7,10 @@ mod storage;
 mod supervised;
 
 use crate::{Run, bin, text, wait_until};
+use duet_store::journal::last_segment;
 use serde_json::Value;
-use std::path::Path;
+use std::fs::DirEntry;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -153,9 +155,18 @@ fn failures(status: Option<Value>, kind: &str) -> u64 {
 
 /// The newest journal segment's number.
 fn segments(run: &Run) -> u64 {
+    newest(run).map_or(0, |(_, _, last)| last)
+}
+
+/// The newest file of journal segments, what it holds, and its last segment's number.
+fn newest(run: &Run) -> Option<(PathBuf, Vec<u8>, u64)> {
     let entries = std::fs::read_dir(run.store.join("journal/segments")).into_iter().flatten();
-    let names = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-    names.max().unwrap_or(0)
+    let named = |entry: DirEntry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path()));
+    let (first, path): (u64, _) = entries.flatten().filter_map(named).max()?;
+    let bytes = std::fs::read(&path).ok()?;
+    // None is whole while the first is being written.
+    let last = last_segment(&bytes, first).unwrap_or(first - 1);
+    Some((path, bytes, last))
 }
 
 impl World<'_> {

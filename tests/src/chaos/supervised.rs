@@ -1,11 +1,12 @@
 //! Blows against a run whose processes the harness supervises, with a proxy or a network namespace
 //! between workers and coordinator.
 
-use super::{Scenario, Skip, World, failures, segments, status};
+use super::{Scenario, Skip, World, failures, newest, segments, status};
 use crate::fleet::{Fleet, WORKERS};
 use crate::proxy::Proxy;
 use crate::signals::{self, Kind};
 use crate::wait_until;
+use duet_store::journal::segment_bytes;
 use std::process::Command;
 use std::time::Duration;
 
@@ -89,14 +90,14 @@ fn torn_record(world: &World) -> Result<String, Skip> {
     WORKERS.iter().for_each(|name| fleet.worker(name, &proxy.url()));
     reach(world, 0);
     fleet.kill_coordinator();
-    let last = segments(&world.run);
-    let path = |number: u64| world.run.store.join(format!("journal/segments/{number:012}"));
-    let mut bytes = std::fs::read(path(last)).expect("the newest segment");
-    // Its header as that of the next: number, and checksum of the 60 bytes before.
-    bytes[16..24].copy_from_slice(&(last + 1).to_le_bytes());
-    let sum = crc32c::crc32c(&bytes[..60]);
-    bytes[60..64].copy_from_slice(&sum.to_le_bytes());
-    std::fs::write(path(last + 1), &bytes[..64 + (bytes.len() - 64) / 2]).expect("half a record");
+    let (path, mut bytes, last) = newest(&world.run).expect("a journal");
+    // Zeros follow the last segment, into which the next one is written; half of its sectors came.
+    let end = bytes.iter().rposition(|byte| *byte != 0).expect("a segment") + 1;
+    let whole = segment_bytes(1, last + 1, &[vec![b'x'; 4000]]);
+    let half = (end + whole.len() / 2) / 512 * 512 - end;
+    bytes.resize(bytes.len().max(end + whole.len()), 0);
+    bytes[end..end + half].copy_from_slice(&whole[..half]);
+    std::fs::write(path, &bytes).expect("half a record");
     proxy.lead_to(fleet.coordinator(ANY_PORT, true));
     done(&mut fleet);
     Ok(format!("after segment {last}"))

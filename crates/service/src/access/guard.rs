@@ -45,6 +45,11 @@ impl Guard {
         allowed(&peer.shown, path.get(..PATH).unwrap_or(path)).inspect_err(|status| {
             self.refusals.note(Some(ip), &named(), "role", status.message());
         })?;
+        self.take(ip)
+    }
+
+    /// Counts a request of an address.
+    fn take(&self, ip: IpAddr) -> Result<(), Status> {
         self.buckets.take(anyone(ip), Instant::now()).map_err(|wait| {
             let wait = wait.as_millis().max(1);
             let text = format!("too many requests from {ip}: try again in {wait} ms");
@@ -56,6 +61,23 @@ impl Guard {
             }
             status
         })
+    }
+}
+
+/// Counts the messages of a call that has many, as if each were a call.
+#[derive(Clone)]
+pub struct Meter {
+    guard: Guard,
+    ip: IpAddr,
+}
+
+impl Meter {
+    /// Counts one.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` when the address sends too many.
+    pub fn count(&self) -> Result<(), Status> {
+        self.guard.take(self.ip)
     }
 }
 
@@ -96,9 +118,12 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         if let Err(status) = self.guard.check(&request) {
             return Box::pin(async move { Ok(status.into_http()) });
+        }
+        if let Some(ip) = request.extensions().get::<Peer>().map(|peer| peer.address.ip()) {
+            request.extensions_mut().insert(Meter { guard: self.guard.clone(), ip });
         }
         let held = table::find(request.uri().path()).is_some_and(|call| call.held);
         let answer = self.inner.call(request);
@@ -114,5 +139,35 @@ where
                 }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::Shown;
+    use crate::metrics::{Metrics, table::Place};
+    use std::convert::Infallible;
+    use tower::service_fn;
+
+    #[tokio::test]
+    async fn the_messages_of_a_call_count_as_calls_of_its_address() {
+        let refusals = Arc::new(Refusals::new(Metrics::new(Place::Coordinator)));
+        let service = service_fn(async |request: Request<Body>| {
+            let meter = request.extensions().get::<Meter>().cloned();
+            let meter = meter.ok_or("no meter");
+            // As many as no refill makes up for.
+            let told = meter.map(|meter| (0..10_000).find_map(|_| meter.count().err()));
+            let told = told.ok().flatten().unwrap_or_else(|| Status::internal("never refused"));
+            Ok::<_, Infallible>(told.into_http())
+        });
+        let mut guarded = Guard::new(refusals, 1).layer(service);
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = "/duet.v1.WorkerService/Exchange".parse().unwrap();
+        let address = "127.0.0.1:9".parse().unwrap();
+        request.extensions_mut().insert(Peer { address, shown: Shown::Nothing });
+        let answer = guarded.call(request).await.unwrap();
+        let code = answer.headers().get("grpc-status").unwrap().to_str().unwrap();
+        assert_eq!(code, (tonic::Code::ResourceExhausted as i32).to_string());
     }
 }

@@ -7,7 +7,7 @@ mod refusals;
 mod role;
 pub mod table;
 
-pub use guard::{Guard, Guarded};
+pub use guard::{Guard, Guarded, Meter};
 pub use refusals::Refusals;
 pub use role::{Role, URI};
 
@@ -51,6 +51,11 @@ pub fn role<T>(request: &Request<T>) -> Option<Role> {
         // The guard lets nobody without a role pass.
         Shown::Nothing | Shown::NoRole(_) => None,
     }
+}
+
+/// Counts the messages of a request that has many; `None` where no guard stands before the service.
+pub fn meter<T>(request: &Request<T>) -> Option<Meter> {
+    request.extensions().get::<Meter>().cloned()
 }
 
 /// Where a request comes from.

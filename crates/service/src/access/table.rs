@@ -37,6 +37,7 @@ pub const CALLS: &[Call] = &[
     call("/duet.v1.WorkerService/Register", WORKERS, ITSELF),
     held("/duet.v1.WorkerService/Poll", WORKERS, ITSELF),
     call("/duet.v1.WorkerService/Report", WORKERS, ITSELF),
+    call("/duet.v1.WorkerService/Exchange", WORKERS, ITSELF),
     call("/duet.v1.WorkerService/Attend", WORKERS, ITSELF),
     call("/duet.v1.WorkerService/Heartbeat", WORKERS, ITSELF),
     call("/duet.v1.WorkerService/Leave", WORKERS, ITSELF),

@@ -1,5 +1,6 @@
 //! The registration and the channel, shared by polls, reports and heartbeats.
 
+use super::exchange::Exchange;
 use super::retry::Retry;
 use super::{SessionError, WorkerOptions};
 use crate::channel::{Channel, channel_on, worker_client};
@@ -32,6 +33,8 @@ pub(super) struct Link {
     pub(super) session: u64,
     pub(super) shutdown: CancellationToken,
     pub(super) aborted: watch::Sender<Option<TrainerEpoch>>,
+    /// The stream of reports, while nobody waits for an answer on it.
+    pub(super) exchange: std::sync::Mutex<Option<Exchange>>,
     client: WorkerServiceClient<Channel>,
     known: watch::Sender<Known>,
     registering: Mutex<()>,
@@ -53,6 +56,7 @@ impl Link {
             session,
             shutdown,
             client,
+            exchange: std::sync::Mutex::default(),
             aborted: watch::Sender::new(None),
             known: watch::Sender::new(Known::default()),
             registering: Mutex::new(()),

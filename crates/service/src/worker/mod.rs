@@ -1,6 +1,7 @@
 //! A worker's session with the coordinator: registered, heard of, and reconnected by itself.
 
 mod error;
+mod exchange;
 mod heartbeat;
 mod link;
 mod retry;
@@ -21,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::Status;
+use tonic::{Response, Status};
 
 /// What a worker says of itself.
 #[derive(Clone, Debug)]
@@ -213,9 +214,15 @@ impl Session {
             // Who is told to stop takes nothing more.
             let next = go_on && !self.link.shutdown.is_cancelled();
             let request = wire::ReportRequest { caller, report: Some(message.clone()), next };
-            let sent = self.link.client().report(link::timed(request, link::CALL_LIMIT)).await;
-            let answer = match sent {
-                Ok(answer) => answer.into_inner(),
+            let answer = match go_on {
+                true => self.link.exchange(request).await,
+                false => {
+                    let request = link::timed(request, link::CALL_LIMIT);
+                    self.link.client().report(request).await.map(Response::into_inner)
+                }
+            };
+            let answer = match answer {
+                Ok(answer) => answer,
                 Err(status) => {
                     self.link.recover(&mut retry, status, known.count).await?;
                     continue;
@@ -248,6 +255,7 @@ impl Session {
     /// notices the silence.
     pub async fn leave(&self, reason: &str) {
         self.heart.cancel();
+        drop(self.link.exchange.lock().unwrap_or_else(PoisonError::into_inner).take());
         let caller = Some(self.link.caller(&self.link.known()));
         let reason = duet_proto::convert::clip_reason(reason);
         let request = wire::LeaveRequest { caller, reason };

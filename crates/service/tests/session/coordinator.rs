@@ -6,11 +6,13 @@ use duet_proto::v1 as wire;
 use duet_service::server::server;
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// What the coordinator saw.
 #[derive(Debug, PartialEq)]
@@ -51,6 +53,33 @@ impl Scripted {
         let state = self.0.lock().unwrap();
         caller.generation.0 == state.script.generation
             && state.known.contains(&(caller.worker.0.clone(), caller.session))
+    }
+}
+
+impl Scripted {
+    fn reported(&self, request: wire::ReportRequest) -> Result<wire::ReportResponse, Status> {
+        let known = self.is_known(&sender(request.caller)?);
+        let report = Report::try_from(request.report.unwrap_or_default())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let mut state = self.0.lock().unwrap();
+        let verdict = if !known {
+            wire::Verdict::Unknown
+        } else if state.reports.contains(&report) {
+            wire::Verdict::Duplicate
+        } else {
+            state.reports.push(report.clone());
+            let _ = state.seen.send(Seen::Reported(report));
+            wire::Verdict::Accepted
+        };
+        if known && state.script.lose_answers > 0 {
+            state.script.lose_answers -= 1;
+            return Err(Status::unavailable("the answer is lost"));
+        }
+        let generation = state.script.generation;
+        let given = request.next.then(|| state.script.assignments.pop_front()).flatten();
+        let assignment = given.as_ref().map(Into::into);
+        let (verdict, reason) = (verdict.into(), String::new());
+        Ok(wire::ReportResponse { generation, verdict, reason, assignment })
     }
 }
 
@@ -102,29 +131,18 @@ impl wire::worker_service_server::WorkerService for Scripted {
         &self,
         request: Request<wire::ReportRequest>,
     ) -> Result<Response<wire::ReportResponse>, Status> {
-        let request = request.into_inner();
-        let known = self.is_known(&sender(request.caller)?);
-        let report = Report::try_from(request.report.unwrap_or_default())
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let mut state = self.0.lock().unwrap();
-        let verdict = if !known {
-            wire::Verdict::Unknown
-        } else if state.reports.contains(&report) {
-            wire::Verdict::Duplicate
-        } else {
-            state.reports.push(report.clone());
-            let _ = state.seen.send(Seen::Reported(report));
-            wire::Verdict::Accepted
-        };
-        if known && state.script.lose_answers > 0 {
-            state.script.lose_answers -= 1;
-            return Err(Status::unavailable("the answer is lost"));
-        }
-        let generation = state.script.generation;
-        let given = request.next.then(|| state.script.assignments.pop_front()).flatten();
-        let assignment = given.as_ref().map(Into::into);
-        let (verdict, reason) = (verdict.into(), String::new());
-        Ok(Response::new(wire::ReportResponse { generation, verdict, reason, assignment }))
+        self.reported(request.into_inner()).map(Response::new)
+    }
+
+    type ExchangeStream = Pin<Box<dyn Stream<Item = Result<wire::ReportResponse, Status>> + Send>>;
+
+    async fn exchange(
+        &self,
+        request: Request<Streaming<wire::ReportRequest>>,
+    ) -> Result<Response<Self::ExchangeStream>, Status> {
+        let all = self.clone();
+        let answers = request.into_inner().map(move |request| all.reported(request?));
+        Ok(Response::new(Box::pin(answers)))
     }
 
     type AttendStream = ReceiverStream<Result<wire::AttendResponse, Status>>;

@@ -118,6 +118,48 @@ async fn a_report_whose_answer_is_lost_is_told_again_and_counts_once() {
 }
 
 #[tokio::test]
+async fn streams_of_reports_are_opened_again_when_they_or_their_coordinator_end() {
+    let mut script = script(1, &[7]);
+    script.lose_answers = 1;
+    let first = Coordinator::start("127.0.0.1:0", script.clone()).await;
+    let session = Session::connect(options(first.url()), CancellationToken::new()).await.unwrap();
+    assert_eq!(session.report_and_go_on(handed_back(1)).await.unwrap(), Verdict::Duplicate);
+    assert_eq!(session.report_and_go_on(handed_back(2)).await.unwrap(), Verdict::Accepted);
+    assert_eq!(session.next().await.unwrap(), Assignment::Publish(weights(7)));
+    let address = first.address.to_string();
+    first.crash().await;
+    script.lose_answers = 0;
+    let _second = Coordinator::start(&address, script).await;
+    assert_eq!(session.report_and_go_on(handed_back(3)).await.unwrap(), Verdict::Accepted);
+    assert_eq!(session.next().await.unwrap(), Assignment::Publish(weights(7)));
+}
+
+#[tokio::test]
+async fn who_stops_waiting_for_an_answer_is_not_given_it_for_another_report() {
+    let coordinator = Coordinator::start("127.0.0.1:0", script(1, &[7, 8])).await;
+    let session =
+        Session::connect(options(coordinator.url()), CancellationToken::new()).await.unwrap();
+    // The second is dropped when its message may have gone out, and its answer be on the way.
+    assert_eq!(session.report_and_go_on(handed_back(1)).await.unwrap(), Verdict::Accepted);
+    assert_eq!(session.next().await.unwrap(), Assignment::Publish(weights(7)));
+    let mut dropped = Box::pin(session.report_and_go_on(handed_back(1)));
+    assert!(poll_once(&mut dropped).await.is_none());
+    drop(dropped);
+    assert_eq!(session.report_and_go_on(handed_back(2)).await.unwrap(), Verdict::Accepted);
+}
+
+/// Polls a future once.
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    std::future::poll_fn(|context| {
+        std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(context) {
+            std::task::Poll::Ready(value) => Some(value),
+            std::task::Poll::Pending => None,
+        })
+    })
+    .await
+}
+
+#[tokio::test]
 async fn a_forgotten_session_registers_again_by_its_heartbeat() {
     let mut script = script(1, &[]);
     script.forget_at_heartbeat = true;

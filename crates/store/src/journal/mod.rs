@@ -1,7 +1,8 @@
 //! The journal: what must be durable before anything is done about it.
 //!
 //! A batch of records is one *segment*: an object with a number, created once. So a batch is durable
-//! whole or not at all, and two writers collide on the next number.
+//! whole or not at all, and two writers collide on the next number. (On a disk of this machine an object
+//! holds several segments that follow each other; it is named by the first.)
 //!
 //! ```text
 //! open    claim generations/G (create once; G = newest + 1)
@@ -14,9 +15,10 @@
 //! its successor wrote, took a snapshot and collected could otherwise create its next number in the
 //! gap and believe it durable. Generations are never collected.
 //!
-//! On a disk of this machine a segment is created with fewer writes; it may then be found
-//! half-written, and whoever finds it so has claimed its generation before, so that the writer's look
-//! tells it that nothing of it counts.
+//! On a disk of this machine a segment is added to the file of the one before; it may then be found
+//! half-written, or be added where the successor has already begun its own object. Whoever reads has
+//! claimed its generation before, so that the writer's look tells it that nothing of it counts; readers
+//! end a file where the next one begins.
 //!
 //! A failed append leaves it open whether the segment exists, so the journal refuses to go on; a new
 //! one must be opened, which reads what there is.
@@ -29,7 +31,9 @@ mod segment;
 pub use open::{Opened, read};
 pub use retained::{Batch, Retained, retained};
 pub use segment::snapshot_state;
-pub use segment::{MAX_RECORD, MAX_RECORDS, MAX_SEGMENT, segment_bytes, segment_records};
+pub use segment::{
+    MAX_RECORD, MAX_RECORDS, MAX_SEGMENT, last_segment, segment_bytes, segment_records,
+};
 
 use crate::error::StoreError;
 use crate::keys;
@@ -165,6 +169,8 @@ impl Journal {
         let key = keys::snapshot(&self.prefix, self.position);
         let bytes = segment::encode_snapshot(self.generation.0, self.position, state);
         self.store.artifacts().put(&key, bytes).await?;
+        // What is before the snapshot can be collected without what comes after it.
+        self.disk.iter_mut().for_each(Disk::close);
         Ok(())
     }
 
@@ -177,12 +183,13 @@ impl Journal {
         self.usable()?;
         let snapshots = open::numbers(&self.store, &keys::snapshots(&self.prefix)).await?;
         let Some(keep_from) = snapshots.iter().rev().nth(1).copied() else { return Ok(0) };
-        let mut doomed = Vec::new();
-        for number in open::numbers(&self.store, &keys::segments(&self.prefix)).await? {
-            if number <= keep_from {
-                doomed.push(keys::segment(&self.prefix, number));
-            }
-        }
+        let objects = open::numbers(&self.store, &keys::segments(&self.prefix)).await?;
+        // An object ends where the next one begins; the newest one stays.
+        let ends = objects.iter().zip(objects.iter().skip(1));
+        let mut doomed: Vec<String> = ends
+            .filter(|(_, next)| **next <= keep_from + 1)
+            .map(|(first, _)| keys::segment(&self.prefix, *first))
+            .collect();
         // Snapshots last: while a segment is left, so is a snapshot that does without it.
         doomed.extend(
             snapshots
@@ -229,8 +236,8 @@ impl Journal {
     }
 
     /// Creates a segment and looks for the claim that ends this writer.
-    async fn create(&self, key: &str, bytes: Bytes, next: &str) -> Result<Written, StoreError> {
-        if let Some(disk) = &self.disk {
+    async fn create(&mut self, key: &str, bytes: Bytes, next: &str) -> Result<Written, StoreError> {
+        if let Some(disk) = self.disk.take() {
             return self.create_on(disk, key, bytes, next).await;
         }
         match self.store.create(key, bytes).await {
@@ -243,16 +250,22 @@ impl Journal {
     }
 
     async fn create_on(
-        &self,
-        disk: &Disk,
+        &mut self,
+        mut disk: Disk,
         key: &str,
         bytes: Bytes,
         next: &str,
     ) -> Result<Written, StoreError> {
-        let (disk, at, next) = (disk.clone(), key.to_owned(), next.to_owned());
-        let written = tokio::task::spawn_blocking(move || disk.write(&at, &bytes, &next));
+        let (at, next) = (key.to_owned(), next.to_owned());
+        let written = tokio::task::spawn_blocking(move || {
+            let written = disk.write(&at, &bytes, &next);
+            (disk, written)
+        });
         match tokio::time::timeout(DISK, written).await {
-            Ok(Ok(written)) => written,
+            Ok(Ok((disk, written))) => {
+                self.disk = Some(disk);
+                written
+            }
             // Late, or the runtime is being shut down.
             Ok(Err(_)) | Err(_) => {
                 let (place, key) = (self.store.place().to_owned(), key.to_owned());

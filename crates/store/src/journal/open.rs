@@ -9,10 +9,11 @@ use crate::store::Store;
 use bytes::Bytes;
 use duet_core::Generation;
 use futures::{StreamExt, TryStreamExt};
+use std::collections::BTreeSet;
 
 /// Collisions while opening before it is given up.
 const TRIES: usize = 16;
-/// Segments that are read at the same time.
+/// Objects that are read at the same time.
 const READERS: usize = 16;
 
 /// A journal that was opened, and what it held.
@@ -26,7 +27,7 @@ pub struct Opened {
     pub snapshot: Option<Bytes>,
     /// All records after it, in order.
     pub records: Vec<Vec<u8>>,
-    /// The torn segment that was declared void, if there was one.
+    /// The object with the torn segment that was declared void, if there was one.
     pub torn: Option<String>,
 }
 
@@ -36,8 +37,8 @@ struct History {
     records: Vec<Vec<u8>>,
     /// The newest segment's number; zero when there is none.
     position: u64,
-    /// The newest segment is torn: its number, and how it shows.
-    torn: Option<(u64, String)>,
+    /// The newest segment, if it is torn.
+    torn: Option<Torn>,
 }
 
 pub(super) async fn open(store: &Store, prefix: &str) -> Result<Opened, JournalError> {
@@ -46,10 +47,10 @@ pub(super) async fn open(store: &Store, prefix: &str) -> Result<Opened, JournalE
     for _ in 0..TRIES {
         let history = history(store, prefix).await?;
         let mut torn = None;
-        if let Some((number, reason)) = &history.torn {
-            let key = keys::segment(prefix, *number);
+        if let Some(Torn { key, reason, .. }) = &history.torn {
+            let (key, reason) = (key.clone(), reason.clone());
             if store.local_root().is_none() {
-                return Err(JournalError::Corrupt { key, reason: reason.clone() });
+                return Err(JournalError::Corrupt { key, reason });
             }
             tracing::warn!(key, reason, "the newest journal segment is torn: declared void");
             torn = Some(key);
@@ -60,7 +61,7 @@ pub(super) async fn open(store: &Store, prefix: &str) -> Result<Opened, JournalE
         if store.size(&next).await?.is_some() {
             return Err(JournalError::Fenced { key: next, mine: Generation(generation) });
         }
-        let voids = history.torn.as_ref().map_or(0, |(number, _)| *number);
+        let voids = history.torn.as_ref().map_or(0, |torn| torn.number);
         let mut journal = Journal::new(store, prefix, generation, history.position);
         match journal.write(Vec::new(), voids).await {
             Ok(()) => {
@@ -119,57 +120,114 @@ pub(super) async fn numbers(store: &Store, folder: &str) -> Result<Vec<u64>, Sto
 
 async fn history(store: &Store, prefix: &str) -> Result<History, JournalError> {
     let (snapshot, from) = newest_snapshot(store, prefix).await?;
-    let mut wanted = numbers(store, &keys::segments(prefix)).await?;
-    wanted.retain(|number| *number > from);
-    for (number, expected) in wanted.iter().zip(from + 1..) {
-        if *number != expected {
-            return Err(JournalError::Gap { key: keys::segment(prefix, expected) });
+    let Segments { segments, position, torn } = segments(store, prefix, from).await?;
+    let (mut records, mut generation) = (Vec::new(), 0);
+    for segment in segments {
+        if segment.generation < generation {
+            let reason = format!("it is of generation {}, after {generation}", segment.generation);
+            return Err(JournalError::Corrupt {
+                key: keys::segment(prefix, segment.number),
+                reason,
+            });
         }
+        generation = segment.generation;
+        records.extend(segment.records);
     }
-    let segments: Vec<Result<Segment, Bad>> = futures::stream::iter(wanted.iter().copied())
-        .map(|number| segment_of(store, prefix, number))
+    Ok(History { snapshot, records, position, torn })
+}
+
+/// The segments after a number.
+pub(super) struct Segments {
+    /// Those that count, in order.
+    pub(super) segments: Vec<Segment>,
+    /// The newest one's number, whether it counts or not.
+    pub(super) position: u64,
+    /// The newest segment, if it is torn.
+    pub(super) torn: Option<Torn>,
+}
+
+/// A segment that its writer did not end.
+pub(super) struct Torn {
+    number: u64,
+    /// The object that holds it.
+    key: String,
+    /// How it shows.
+    reason: String,
+}
+
+/// Reads the segments after number `from`.
+pub(super) async fn segments(
+    store: &Store,
+    prefix: &str,
+    from: u64,
+) -> Result<Segments, JournalError> {
+    // An object is named by the first of its segments: the one before may hold the next one, too.
+    let mut objects = numbers(store, &keys::segments(prefix)).await?;
+    let begin = objects.partition_point(|first| *first <= from + 1).saturating_sub(1);
+    objects.drain(..begin);
+    let read: Vec<(Vec<Segment>, Option<Bad>)> = futures::stream::iter(objects.iter().copied())
+        .map(|first| segments_of(store, prefix, first))
         .buffered(READERS)
         .try_collect()
         .await?;
-    let void: std::collections::BTreeSet<u64> =
-        segments.iter().flatten().map(|segment| segment.voids).filter(|n| *n > 0).collect();
-    let mut history = History { snapshot, records: Vec::new(), position: from, torn: None };
-    let mut generation = 0;
-    for (number, segment) in wanted.iter().copied().zip(segments) {
-        history.position = number;
-        match segment {
-            // Also when it is whole by now: its writer was still at it when it was declared void, and
-            // was fenced.
-            _ if void.contains(&number) => {}
-            Ok(segment) if segment.generation >= generation => {
-                generation = segment.generation;
-                history.records.extend(segment.records);
+    let voids = |segment: &Segment| (segment.voids > 0).then_some(segment.voids);
+    let void: BTreeSet<u64> =
+        read.iter().flat_map(|(segments, _)| segments).filter_map(voids).collect();
+    let mut all = Segments { segments: Vec::new(), position: from, torn: None };
+    for (at, ((segments, bad), first)) in read.into_iter().zip(objects.iter().copied()).enumerate()
+    {
+        if first > all.position + 1 {
+            return Err(JournalError::Gap { key: keys::segment(prefix, all.position + 1) });
+        }
+        // Where a later object begins, an earlier one has ended: what it holds beyond that was written
+        // by somebody who had been replaced and was told so.
+        let end = objects.get(at + 1).copied();
+        let counts = |number: u64| end.is_none_or(|end| number < end);
+        let after = first + segments.len() as u64;
+        let within = |reason: String| match after {
+            after if after == first => reason,
+            after => format!("segment {after}, which it holds too: {reason}"),
+        };
+        for segment in segments {
+            if segment.number <= all.position || !counts(segment.number) {
+                continue;
             }
-            Ok(segment) => {
-                let reason =
-                    format!("it is of generation {}, after {generation}", segment.generation);
-                return Err(JournalError::Corrupt { key: keys::segment(prefix, number), reason });
+            all.position = segment.number;
+            // Void also when it is whole by now: its writer was still at it when it was declared so.
+            if !void.contains(&segment.number) {
+                all.segments.push(segment);
             }
-            Err(Bad::Torn(reason)) if wanted.last() == Some(&number) => {
-                history.torn = Some((number, reason));
+        }
+        match bad {
+            None => {}
+            Some(_) if after <= all.position || !counts(after) => {}
+            Some(_) if void.contains(&after) => all.position = after,
+            Some(Bad::Torn(reason)) if end.is_none() => {
+                all.position = after;
+                all.torn = Some(Torn {
+                    number: after,
+                    key: keys::segment(prefix, first),
+                    reason: within(reason),
+                });
             }
-            Err(bad) => {
-                let (key, reason) = (keys::segment(prefix, number), bad.reason());
-                return Err(JournalError::Corrupt { key, reason });
+            Some(bad) => {
+                return Err(JournalError::Corrupt {
+                    key: keys::segment(prefix, first),
+                    reason: within(bad.reason()),
+                });
             }
         }
     }
-    Ok(history)
+    Ok(all)
 }
 
-pub(super) async fn segment_of(
+async fn segments_of(
     store: &Store,
     prefix: &str,
-    number: u64,
-) -> Result<Result<Segment, Bad>, JournalError> {
-    let key = keys::segment(prefix, number);
-    let bytes = store.get_at_most(&key, MAX_SEGMENT as u64).await?;
-    Ok(segment::decode(&bytes, number))
+    first: u64,
+) -> Result<(Vec<Segment>, Option<Bad>), JournalError> {
+    let bytes = store.get_at_most(&keys::segment(prefix, first), MAX_SEGMENT as u64).await?;
+    Ok(segment::decode_all(&bytes, first))
 }
 
 /// The newest snapshot that can be read, and its number; an unreadable one is passed over as long as

@@ -1,13 +1,12 @@
 //! Reading everything that a journal still holds, for audits.
 
 use super::JournalError;
-use super::open::{numbers, segment_of};
-use super::segment::{self, Bad};
+use super::open::{numbers, segments};
+use super::segment;
 use crate::keys;
 use crate::store::Store;
 use bytes::Bytes;
 use duet_core::Generation;
-use std::collections::BTreeSet;
 
 /// One append: durable whole or not at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,29 +47,12 @@ pub async fn retained(store: &Store, prefix: &str) -> Result<Retained, JournalEr
         }
         _ => (None, 0),
     };
-    let wanted: Vec<u64> = all.into_iter().filter(|number| *number > from).collect();
-    let (mut batches, mut bad, mut void) = (Vec::new(), Vec::new(), BTreeSet::new());
-    for (number, expected) in wanted.iter().copied().zip(from + 1..) {
-        if number != expected {
-            return Err(JournalError::Gap { key: keys::segment(prefix, expected) });
-        }
-        match segment_of(store, prefix, number).await? {
-            Ok(segment) => {
-                void.insert(segment.voids);
-                let (generation, records) = (Generation(segment.generation), segment.records);
-                batches.push(Batch { number, generation, records });
-            }
-            Err(what) => bad.push((number, what)),
-        }
-    }
-    // Also those that are whole by now: see `open`.
-    batches.retain(|batch| !void.contains(&batch.number));
-    for (number, what) in bad {
-        let newest = wanted.last() == Some(&number) && matches!(what, Bad::Torn(_));
-        if !newest && !void.contains(&number) {
-            let (key, reason) = (keys::segment(prefix, number), what.reason());
-            return Err(JournalError::Corrupt { key, reason });
-        }
-    }
+    let kept = segments(store, prefix, from).await?.segments.into_iter();
+    let batches = kept.map(|segment| Batch {
+        number: segment.number,
+        generation: Generation(segment.generation),
+        records: segment.records,
+    });
+    let batches = batches.collect();
     Ok(Retained { base, batches })
 }

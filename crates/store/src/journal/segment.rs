@@ -7,8 +7,9 @@
 //! snapshot "duetsnp1" | generation u64 | number u64 | length u64 | crc32c u32 of all before
 //!          | payload | crc32c u32 of payload
 //! ```
-//! All numbers are little-endian. `length` counts the whole object, so a torn one is told from a
-//! changed one. A record's checksum covers its place, so records cannot change places either.
+//! All numbers are little-endian. `length` counts the whole segment, so a torn one is told from a
+//! changed one. An object holds one segment, or several that follow each other with numbers that do,
+//! and perhaps zeros after them. A record's checksum covers its place, so records cannot change places either.
 
 use bytes::Bytes;
 
@@ -127,37 +128,104 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Reads a segment that must have this number.
+/// Reads a segment that must have this number, and nothing else.
 pub(super) fn decode(bytes: &[u8], number: u64) -> Result<Segment, Bad> {
-    let torn = |what: &str| Bad::Torn(format!("it ends within {what}"));
+    match split(bytes, number)? {
+        (segment, []) => Ok(segment),
+        _ => Err(Bad::Corrupt("something follows its last record".to_owned())),
+    }
+}
+
+/// Reads the segments of an object, of which the first must have this number; and what is wrong with
+/// the one after the last sound one. Zeros after a segment are room for the next one.
+pub(super) fn decode_all(bytes: &[u8], first: u64) -> (Vec<Segment>, Option<Bad>) {
+    let (mut segments, mut rest) = (Vec::new(), bytes);
+    for number in first.. {
+        match split(rest, number) {
+            Ok((segment, after)) => {
+                segments.push(segment);
+                rest = after;
+            }
+            Err(Bad::Corrupt(reason)) if is_unwritten(bytes, bytes.len() - rest.len()) => {
+                return (segments, Some(Bad::Torn(reason)));
+            }
+            Err(bad) => return (segments, Some(bad)),
+        }
+        if rest.iter().all(|byte| *byte == 0) {
+            break;
+        }
+    }
+    (segments, None)
+}
+
+/// Whether part of the segment at `at` never came to the disk: a sector, or the segment's share of one,
+/// is all zero where its room was prepared with zeros. Damage looks otherwise.
+fn is_unwritten(bytes: &[u8], at: usize) -> bool {
+    const SECTOR: usize = 512;
+    let own = &bytes[at..];
+    // Without its header a segment ends with the last byte that was written.
+    let written = own.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let length = header(own).ok().and_then(|header| usize::try_from(header.length).ok());
+    let end = at + length.unwrap_or(written).min(own.len());
+    (at / SECTOR..end.div_ceil(SECTOR)).any(|sector| {
+        let share = (sector * SECTOR).max(at)..((sector + 1) * SECTOR).min(end);
+        bytes[share].iter().all(|byte| *byte == 0)
+    })
+}
+
+/// The number of the last sound segment in an object's bytes, of which the first has number `first`;
+/// `None` when that one is not sound.
+pub fn last_segment(bytes: &[u8], first: u64) -> Option<u64> {
+    decode_all(bytes, first).0.last().map(|segment| segment.number)
+}
+
+/// What a sound header says.
+struct Header {
+    generation: u64,
+    number: u64,
+    voids: u64,
+    nonce: [u8; 16],
+    length: u64,
+    count: u32,
+}
+
+fn header(bytes: &[u8]) -> Result<Header, Bad> {
+    let torn = || Bad::Torn("it ends within its header".to_owned());
     if bytes.iter().all(|byte| *byte == 0) {
         return Err(Bad::Torn("it is empty".to_owned()));
     }
     if !bytes.starts_with(&SEGMENT[..bytes.len().min(SEGMENT.len())]) {
         return Err(Bad::Corrupt("it does not begin as a segment does".to_owned()));
     }
-    let mut header = Reader(bytes.get(8..HEADER).ok_or_else(|| torn("its header"))?);
+    let mut reader = Reader(bytes.get(8..HEADER).ok_or_else(torn)?);
     let mut fields = || {
-        let (generation, found, voids) = (header.u64()?, header.u64()?, header.u64()?);
-        let (nonce, length, count) = (header.array()?, header.u64()?, header.u32()?);
-        Some((generation, found, voids, nonce, length, count, header.u32()?))
+        let (generation, number, voids) = (reader.u64()?, reader.u64()?, reader.u64()?);
+        let (nonce, length, count) = (reader.array()?, reader.u64()?, reader.u32()?);
+        Some((Header { generation, number, voids, nonce, length, count }, reader.u32()?))
     };
-    let (generation, found, voids, nonce, length, count, crc) =
-        fields().ok_or_else(|| torn("its header"))?;
+    let (header, crc) = fields().ok_or_else(torn)?;
     if crc != crc32c::crc32c(&bytes[..HEADER - 4]) {
         return Err(Bad::Corrupt("the checksum of its header does not match".to_owned()));
     }
+    Ok(header)
+}
+
+/// Reads the segment at the front, which must have this number, and returns what follows it.
+fn split(bytes: &[u8], number: u64) -> Result<(Segment, &[u8]), Bad> {
+    let Header { generation, number: found, voids, nonce, length, count } = header(bytes)?;
     if found != number {
         return Err(Bad::Corrupt(format!("it calls itself segment {found}")));
-    }
-    if bytes.len() as u64 > length {
-        return Err(Bad::Corrupt("something follows its last record".to_owned()));
     }
     if (bytes.len() as u64) < length {
         return Err(Bad::Torn(format!("it has {} of {length} bytes", bytes.len())));
     }
-    let records = records(&bytes[HEADER..], number, count)?;
-    Ok(Segment { generation, number, voids, nonce, records })
+    let (own, rest) = usize::try_from(length)
+        .ok()
+        .and_then(|length| bytes.split_at_checked(length))
+        .filter(|(own, _)| own.len() >= HEADER)
+        .ok_or_else(|| Bad::Corrupt("its length is shorter than its header".to_owned()))?;
+    let records = records(&own[HEADER..], number, count)?;
+    Ok((Segment { generation, number, voids, nonce, records }, rest))
 }
 
 fn records(bytes: &[u8], number: u64, count: u32) -> Result<Vec<Vec<u8>>, Bad> {
@@ -267,8 +335,57 @@ mod tests {
         }
 
         #[test]
+        fn segments_in_a_row_are_read_up_to_where_they_are_cut(
+            all in proptest::collection::vec(records(), 1..5), at in any::<prop::sample::Index>(),
+        ) {
+            let all: Vec<Segment> =
+                (9..).zip(all).map(|(number, records)| Segment { number, ..segment(records) }).collect();
+            let each: Vec<Bytes> = all.iter().map(encode).collect();
+            let bytes = each.concat();
+            prop_assert_eq!(decode_all(&bytes, 9), (all.clone(), None));
+            let cut = at.index(bytes.len());
+            let ends = each.iter().scan(0, |end, one| { *end += one.len(); Some(*end) });
+            let whole = ends.clone().filter(|end| *end <= cut).count();
+            let (found, bad) = decode_all(&bytes[..cut], 9);
+            prop_assert_eq!(&found[..], &all[..whole]);
+            let on_an_edge = ends.clone().any(|end| end == cut);
+            prop_assert_eq!(matches!(bad, Some(Bad::Torn(_))), !on_an_edge, "{:?}", bad);
+            prop_assert_eq!(last_segment(&bytes[..cut], 9), (whole > 0).then(|| 8 + whole as u64));
+        }
+
+        #[test]
+        fn in_prepared_room_what_a_crash_leaves_is_torn_and_a_changed_byte_is_not(
+            before in records(), last in proptest::collection::vec(proptest::collection::vec(1u8.., 0..900), 1..4),
+            lost in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), flip in 1u8..,
+        ) {
+            let first = Segment { number: 9, ..segment(before) };
+            let second = Segment { number: 10, ..segment(last) };
+            let (one, two) = (encode(&first), encode(&second));
+            let (begin, end) = (one.len(), one.len() + two.len());
+            let mut file = [&one[..], &two[..]].concat();
+            file.resize(end + 5000, 0);
+            prop_assert_eq!(decode_all(&file, 9), (vec![first.clone(), second], None));
+            // Sectors come to the disk in any order, or not.
+            let mut crashed = file.clone();
+            let sectors: Vec<usize> = (begin / 512..end.div_ceil(512)).collect();
+            let sector = sectors[lost.index(sectors.len())];
+            crashed[(sector * 512).max(begin)..((sector + 1) * 512).min(end)].fill(0);
+            match decode_all(&crashed, 9) {
+                // The only one: as if it had never been begun.
+                (found, None) => prop_assert!(found == [first.clone()] && sectors.len() == 1),
+                (found, Some(Bad::Torn(_))) => prop_assert_eq!(&found, &[first.clone()]),
+                (_, Some(Bad::Corrupt(reason))) => prop_assert!(false, "{}", reason),
+            }
+            let mut changed = file;
+            changed[begin + at.index(end - begin)] ^= flip;
+            let (found, bad) = decode_all(&changed, 9);
+            prop_assert_eq!(found, vec![first]);
+            prop_assert!(bad.is_some());
+        }
+
+        #[test]
         fn arbitrary_bytes_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode(&bytes, 9);
+            let _ = (decode(&bytes, 9), decode_all(&bytes, 9));
             let _ = decode_snapshot(&bytes.into(), 9);
         }
 
