@@ -18,7 +18,7 @@ use duet_core::work::Window;
 use duet_models::dit::{Dit, DitConfig};
 use duet_models::flow::{FlowConfig, FlowSchedule};
 use duet_models::lora::{Lora, LoraConfig};
-use duet_models::params::{Init, ParamSet};
+use duet_models::params::{Init, ParamSet, ParamSpec};
 use duet_models::render::{Condition, RenderOptions, Sampler, replay};
 use duet_models::sde::{SdeKind, step};
 use duet_torch::Tensors;
@@ -116,7 +116,7 @@ fn positive<T: FromStr + PartialOrd + Default>(name: &str, value: &str) -> Outco
 /// Layers that a fresh model leaves at zero are drawn too, or every block would be the identity.
 fn model(config: &DitConfig, kind: Kind, device: Device) -> Outcome<Dit> {
     let params = tch::no_grad(|| {
-        let draw = |spec: &duet_models::params::ParamSpec| {
+        let draw = |spec: &ParamSpec| {
             let mut tensor = Tensor::f_empty(spec.shape.as_slice(), (kind, device))?;
             let _ = match spec.init {
                 Init::Ones => tensor.f_fill_(1.0)?,
