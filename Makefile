@@ -30,8 +30,8 @@ servers: ## install the object stores that tests start: moto and Azurite, into .
 	@scripts/servers.sh
 
 test: build servers ## every test of the workspace, and 1,000 seeds of the simulator
-	$(CARGO) test --workspace
-	$(CARGO) run --quiet -p duet-sim -- --seeds 1000
+	$(CARGO) test --workspace --lib --bins --tests
+	$(BIN)/duet-sim --seeds 1000
 
 sim: ## attack the scheduler with 1,000 seeds (ARGS="--seed 42 --seeds 1" repeats one)
 	$(CARGO) run -p duet-sim -- --seeds 1000 $(ARGS)
@@ -43,7 +43,7 @@ mutations: ## show that the simulator finds each of the scheduler's seeded fault
 	$(CARGO) run -p duet-sim --features mutations -- --mutations
 
 chaos: setup ## kill, freeze, cut off and starve a real run in every way there is (SEED=1 ARGS="kill-all" plays some)
-	$(CARGO) build --workspace --bins --features duet-store/s3
+	$(CARGO) build --workspace --bins
 	$(BIN)/duet-chaos --seed $(SEED) $(ARGS)
 
 lint: setup ## formatting, clippy without warnings, shell scripts

@@ -143,7 +143,7 @@ pod run --detach --name coordinator "${strict[@]}" "${mounts[@]}" "${env[@]}" lo
 for worker in "${workers[@]}"; do
     pod run --detach --name "$worker" "${strict[@]}" "${mounts[@]}" "${env[@]}" --env "DUET_RANK=${worker#*-}" \
         localhost/duet-gpu "$(program "$worker")" run --config /etc/duet/run.toml \
-        --coordinator "http://127.0.0.1:$port" --id "$worker" >/dev/null
+        --coordinator "http://127.0.0.1:$port" >/dev/null
 done
 [ "$(pod exec coordinator sh -c 'id -u; touch /root-is-writable 2>/dev/null || echo refused' | tr '\n' ' ')" = "65532 refused " ]
 for name in coordinator "${workers[@]}"; do

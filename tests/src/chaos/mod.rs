@@ -7,7 +7,7 @@ mod storage;
 mod supervised;
 
 use crate::{Run, bin, text, wait_until};
-use duet_store::journal::last_segment;
+use duet_store::journal::segments_in;
 use serde_json::Value;
 use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
@@ -158,14 +158,21 @@ fn segments(run: &Run) -> u64 {
     newest(run).map_or(0, |(_, _, last)| last)
 }
 
-/// The newest file of journal segments, what it holds, and its last segment's number.
-fn newest(run: &Run) -> Option<(PathBuf, Vec<u8>, u64)> {
+/// The files of the journal's segments, each with the number of its first one, in order.
+fn files(run: &Run) -> Vec<(u64, PathBuf)> {
     let entries = std::fs::read_dir(run.store.join("journal/segments")).into_iter().flatten();
     let named = |entry: DirEntry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path()));
-    let (first, path): (u64, _) = entries.flatten().filter_map(named).max()?;
+    let mut files: Vec<(u64, PathBuf)> = entries.flatten().filter_map(named).collect();
+    files.sort();
+    files
+}
+
+/// The newest file of journal segments, what it holds, and its last segment's number.
+fn newest(run: &Run) -> Option<(PathBuf, Vec<u8>, u64)> {
+    let (first, path) = files(run).pop()?;
     let bytes = std::fs::read(&path).ok()?;
     // None is whole while the first is being written.
-    let last = last_segment(&bytes, first).unwrap_or(first - 1);
+    let last = segments_in(&bytes, first).last().map_or(first - 1, |(number, _)| *number);
     Some((path, bytes, last))
 }
 
@@ -221,20 +228,26 @@ impl World<'_> {
         assert!(!over, "the run ended early: {}", self.run.log());
     }
 
-    /// Waits for a journal segment from `next` on that contains all these words; its number.
+    /// Waits for a journal segment from `next` on of which a record contains all these words; its number.
     fn wait_for_record(&self, mut next: u64, words: &[&str], mut check: impl FnMut()) -> u64 {
-        let has =
-            |bytes: &[u8], word: &str| bytes.windows(word.len()).any(|w| w == word.as_bytes());
+        let has = |record: &[u8], word: &str| {
+            record.windows(word.len()).any(|found| found == word.as_bytes())
+        };
         loop {
-            let path = self.run.store.join(format!("journal/segments/{next:012}"));
-            match std::fs::read(path) {
-                Ok(bytes) if words.iter().all(|word| has(&bytes, word)) => return next,
-                Ok(_) => next += 1,
-                Err(_) => {
-                    check();
-                    std::thread::sleep(Duration::from_millis(1));
+            let files = files(&self.run);
+            let begin = files.partition_point(|(first, _)| *first <= next).saturating_sub(1);
+            for (first, path) in &files[begin..] {
+                let bytes = std::fs::read(path).unwrap_or_default();
+                for (number, records) in segments_in(&bytes, *first) {
+                    let holds = |record: &Vec<u8>| words.iter().all(|word| has(record, word));
+                    if number >= next && records.iter().any(holds) {
+                        return number;
+                    }
+                    next = next.max(number + 1);
                 }
             }
+            check();
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 

@@ -32,7 +32,7 @@ pub use open::{Opened, read};
 pub use retained::{Batch, Retained, retained};
 pub use segment::snapshot_state;
 pub use segment::{
-    MAX_RECORD, MAX_RECORDS, MAX_SEGMENT, last_segment, segment_bytes, segment_records,
+    MAX_RECORD, MAX_RECORDS, MAX_SEGMENT, segment_bytes, segment_records, segments_in,
 };
 
 use crate::error::StoreError;
