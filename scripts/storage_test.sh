@@ -27,7 +27,7 @@ answers() { # PORT: waits until something listens
 
 play() { # NAME PORT
   echo "== $1"
-  DUET_TEST_S3=127.0.0.1:$2 cargo test -p duet-store --test servers any_other_server -- --nocapture
+  DUET_TEST_S3=127.0.0.1:$2 cargo test --workspace --test servers any_other_server -- --nocapture
 }
 
 test -x target/servers/bin/s3s-fs ||
