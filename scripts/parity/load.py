@@ -7,6 +7,7 @@ scripts/parity/run.py runs it with the newest libraries and with older ones (req
 """
 
 import argparse
+import json
 import logging
 import pathlib
 
@@ -42,7 +43,10 @@ def load_folder(folder):
     # What either kind of config says must be what the model computes with.
     text = pipe.text_encoder.config.get_text_config()
     rope = getattr(text, "rope_parameters", None) or text.rope_scaling
-    assert (rope.get("rope_theta") or text.rope_theta) == 1e6 and rope["mrope_section"], text
+    written = json.loads((folder / "text_encoder" / "config.json").read_text())
+    written = written.get("text_config", written)
+    theta = written.get("rope_theta") or written["rope_parameters"]["rope_theta"]
+    assert (rope.get("rope_theta") or text.rope_theta) == theta and rope["mrope_section"], text
     prefix = pipe.prompt_template_encode.split("{}")[0]
     for tokenizer in (AutoTokenizer.from_pretrained(folder), AutoProcessor.from_pretrained(folder).tokenizer):
         assert len(tokenizer(prefix).input_ids) == 34

@@ -36,7 +36,7 @@ def main():
                  "DUET_PARITY_AGAIN": scratch / "again", "DUET_PARITY_ADAPTERS": scratch / "adapters"}
         env = os.environ | {key: str(path) for key, path in paths.items()}
         tests = ["--test", "parity", "--test", "folder", "--test", "losses"]
-        subprocess.run(["cargo", "test", "-p", "duet-models", *tests], cwd=ROOT, env=env, check=True)
+        subprocess.run(["cargo", "test", "--workspace", *tests], cwd=ROOT, env=env, check=True)
         folders = [scratch / "folder", scratch / "again"]
         if (given.trained / "model_index.json").is_file():
             folders.append(given.trained)

@@ -197,8 +197,9 @@ fn a_folder_that_diffusers_wrote_gets_a_tokenizer_and_a_processor_at_its_root() 
         serde_json::from_slice(&bytes(again.join("preprocessor_config.json"))).unwrap();
     assert_eq!(processor["processor_class"], "Qwen2_5_VLProcessor");
     // What a folder has at its root stays.
-    std::fs::write(again.join("preprocessor_config.json"), "{}").unwrap();
-    let third = temporary.path().join("third");
-    Pipeline::load(&again).unwrap().save(&third).unwrap();
+    let [second, third] = ["second", "third"].map(|name| temporary.path().join(name));
+    Pipeline::load(&again).unwrap().save(&second).unwrap();
+    std::fs::write(second.join("preprocessor_config.json"), "{}").unwrap();
+    Pipeline::load(&second).unwrap().save(&third).unwrap();
     assert_eq!(bytes(third.join("preprocessor_config.json")), b"{}");
 }
