@@ -56,8 +56,17 @@ impl Workers {
         request: &Request<T>,
         caller: Option<wire::Caller>,
     ) -> Result<Sender, Status> {
+        self.own(access::role(request), caller)
+    }
+
+    /// As [`Workers::sender`], of whoever showed this role.
+    fn own(
+        &self,
+        shown: Option<access::Role>,
+        caller: Option<wire::Caller>,
+    ) -> Result<Sender, Status> {
         let sender = sender(caller)?;
-        self.roles.is_own(access::role(request), &sender.worker)?;
+        self.roles.is_own(shown, &sender.worker)?;
         Ok(sender)
     }
 
@@ -67,8 +76,7 @@ impl Workers {
         shown: Option<access::Role>,
         request: wire::ReportRequest,
     ) -> Result<wire::ReportResponse, Status> {
-        let sender = sender(request.caller)?;
-        self.roles.is_own(shown, &sender.worker)?;
+        let sender = self.own(shown, request.caller)?;
         let report = request.report.ok_or_else(|| Status::invalid_argument("no report"))?;
         let report = Report::try_from(report).map_err(malformed)?;
         let (verdict, next) = match (self.is_ours(&sender)?, request.next) {
@@ -188,11 +196,7 @@ impl WorkerService for Workers {
                 workers.reported(shown, request).await
             }
         });
-        // The first error is the stream's last word.
-        let answers = answers.scan(false, |over, answer| {
-            let before = std::mem::replace(over, answer.is_err());
-            std::future::ready((!before).then_some(answer))
-        });
+        // An error is the last word: tonic ends the stream with it.
         let closing = self.closing.clone().cancelled_owned();
         Ok(Response::new(answers.take_until(closing).boxed()))
     }
