@@ -1,6 +1,6 @@
 """The models' hot paths beside the Python libraries: `make bench`.
 
-Same folder of weights, same threads, both sides in the same run: each round times a piece on one
+Same folder of weights, as many threads, both sides in the same run: each round times a piece on one
 side and then on the other, and the medians' ratio is printed (above 1: Duet is faster). Writes
 target/bench/results.json.
 
@@ -49,8 +49,11 @@ class Rust:
         assert self.process.stdout.readline().strip() == "ready"
 
     def cpu(self):
-        """Milliseconds that the process has computed, all its threads."""
-        tasks = pathlib.Path(f"/proc/{self.process.pid}/task").iterdir()
+        """Milliseconds that the process and its ranks have computed, all their threads."""
+        own = pathlib.Path(f"/proc/{self.process.pid}/task")
+        ranks = " ".join((task / "children").read_text() for task in own.iterdir()).split()
+        tasks = [task for pid in [self.process.pid, *ranks]
+                 for task in pathlib.Path(f"/proc/{pid}/task").iterdir()]
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e6
 
     def run(self, name):

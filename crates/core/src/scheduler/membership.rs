@@ -48,20 +48,28 @@ impl Scheduler {
     }
 
     /// A closed connection shortens the wait for a sign of life: a process that lives connects again
-    /// at once. It is shorter still where nothing but the process can be to blame and waiting costs
-    /// something: one connection alone closed, and another worker idles who could do its work. What
-    /// is lost by a mistake is one lease's work. A trainer's group would be lost, so it is waited for.
+    /// at once.
     pub(super) fn disconnected(&mut self, id: &WorkerId, session: u64) -> Verdict {
         let role = match self.workers.get(id) {
             Some(worker) if worker.session == session => worker.role,
             _ => return Verdict::Unknown,
         };
-        let alone = self.workers.first_cut().is_none();
-        let heir = role != Role::Trainer && self.workers.idle(role).any(|other| other != id);
-        let reconnect = self.spec.timing.reconnect;
-        let wait = if alone && heir { reconnect.min(ALONE) } else { reconnect };
-        self.workers.cut(id, self.now.after(wait));
+        self.workers.cut(id, self.now.after(self.spec.timing.reconnect));
+        self.hasten(role);
         Verdict::Accepted
+    }
+
+    /// The wait is shorter still where nothing but the process can be to blame and waiting costs
+    /// something: one connection alone closed, and another worker idles who could do its work. What
+    /// is lost by a mistake is one lease's work. A trainer's group would be lost, so it is waited for.
+    fn hasten(&mut self, role: Role) {
+        let Some(id) = self.workers.cut_alone().filter(|_| role != Role::Trainer).cloned() else {
+            return;
+        };
+        let same_role = self.workers.get(&id).is_some_and(|worker| worker.role == role);
+        if same_role && self.workers.idle(role).any(|other| *other != id) {
+            self.workers.cut_at_most(&id, self.now.after(ALONE));
+        }
     }
 
     /// A poll also says "I hold nothing": an assignment that never arrived starts over.
@@ -78,6 +86,9 @@ impl Scheduler {
             }
         }
         self.workers.change(id, |worker| worker.waiting = true);
+        if let Some(role) = self.workers.get(id).map(|worker| worker.role) {
+            self.hasten(role);
+        }
         self.trainer_polled(id);
         Verdict::Accepted
     }

@@ -25,6 +25,8 @@ pub(super) struct Worker {
     pub leaving: bool,
     /// Its connection closed; it is lost unless it is heard of before then.
     pub cut: Option<Millis>,
+    /// No other worker's connection was closed when its own closed.
+    pub cut_alone: bool,
     /// Gets no work until then.
     pub parked: Option<Millis>,
     /// Whether it is parked because it failed too often, and how often that happened in a row.
@@ -51,6 +53,7 @@ impl Worker {
             draining: false,
             leaving: false,
             cut: None,
+            cut_alone: false,
             parked: None,
             quarantined: false,
             terms: 0,
@@ -177,6 +180,22 @@ impl Workers {
             return;
         };
         worker.cut = Some(until);
+        worker.cut_alone = self.cut.is_empty();
+        self.cut.insert((until, id.clone()));
+    }
+
+    /// The one worker whose connection is closed, when no other's was at any time meanwhile.
+    pub(super) fn cut_alone(&self) -> Option<&WorkerId> {
+        let (_, id) = self.cut.first().filter(|_| self.cut.len() == 1)?;
+        self.all.get(id).filter(|worker| worker.cut_alone).map(|_| id)
+    }
+
+    /// A cut worker has no longer than until then.
+    pub(super) fn cut_at_most(&mut self, id: &WorkerId, until: Millis) {
+        let Some(worker) = self.all.get_mut(id) else { return };
+        let Some(before) = worker.cut.filter(|before| *before > until) else { return };
+        worker.cut = Some(until);
+        self.cut.remove(&(before, id.clone()));
         self.cut.insert((until, id.clone()));
     }
 

@@ -1,6 +1,10 @@
-//! A whole Dual-GRPO iteration in one process: 4 prompts, J = 4, K = 4, 10 steps, a window of 2,
-//! 64 x 64 pixels; all of the language model and an adapter on the transformer are trained. Random
-//! models refine prompts to noise, so the refined prompts are given; the reward is the brightness.
+//! A whole Dual-GRPO iteration: 4 prompts, J = 4, K = 4, 10 steps, a window of 2, 64 x 64 pixels; all of
+//! the language model and an adapter on the transformer are trained. Random models refine prompts to
+//! noise, so the refined prompts are given; the reward is the brightness.
+//!
+//! The processors are used as a run of Duet uses them: each has a process of its own, a worker and a
+//! trainer rank with its own copy of the models and one thread of libtorch. The ranks grow the prompts'
+//! trees in turn, train on those that they have grown, and sum their gradients over Gloo.
 
 use crate::Outcome;
 use crate::work::{adapter, options};
@@ -20,8 +24,13 @@ use duet_models::loss::{
 use duet_models::pipeline::Pipeline;
 use duet_models::render::{Condition, Rendered, Sampler, render, replay};
 use duet_torch::Tensors;
+use duet_torch::collective::{AbortHandle, Collective, Gloo, GroupOptions, Store};
 use duet_torch::optim::{AdamW, AdamWOptions, clip_grad_norm};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
 use tch::{Kind, Tensor};
 
 const PROMPTS: usize = 4;
@@ -30,12 +39,84 @@ const IMAGES: usize = 4;
 const TOKENS: usize = 64;
 const WINDOW: Window = Window { start: 1, len: 2 };
 
-/// Models and optimisers.
+/// Longer than a rank waits for another one here.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// All ranks: processes that wait to be told to make an iteration.
 pub struct Iteration {
+    ranks: Vec<Process>,
+    /// Where the ranks find each other, as long as they live.
+    _store: Store,
+}
+
+struct Process {
+    child: Child,
+    go: ChildStdin,
+    done: BufReader<ChildStdout>,
+}
+
+impl Process {
+    fn wait(&mut self) -> Outcome<()> {
+        let mut line = String::new();
+        self.done.read_line(&mut line)?;
+        if line == "done\n" { Ok(()) } else { Err("a rank failed".into()) }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Iteration {
+    pub fn new(folder: &Path, ranks: u32) -> Outcome<Iteration> {
+        let server = Store::serve("127.0.0.1", PATIENCE)?;
+        let start = |rank: u32| -> Outcome<Process> {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.arg("rank").arg(folder).arg(server.address());
+            command.args([rank, ranks].map(|number| number.to_string()));
+            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+            let (go, done) = (child.stdin.take(), child.stdout.take());
+            let (go, done) = go.zip(done).ok_or("a rank has no pipes")?;
+            Ok(Process { child, go, done: BufReader::new(done) })
+        };
+        let ranks = (0..ranks).map(start).collect::<Outcome<Vec<_>>>()?;
+        let mut all = Iteration { ranks, _store: server };
+        all.ranks.iter_mut().try_for_each(Process::wait)?;
+        Ok(all)
+    }
+
+    /// One iteration.
+    pub fn run(&mut self) -> Outcome<()> {
+        self.ranks.iter_mut().try_for_each(|rank| rank.go.write_all(b"go\n"))?;
+        self.ranks.iter_mut().try_for_each(Process::wait)
+    }
+}
+
+/// The process of one rank: an iteration for each line of its input.
+pub fn rank(folder: &Path, address: &str, rank: u32, world: u32) -> Outcome<()> {
+    duet_torch::init(1)?;
+    let mut rank = Rank::new(folder, address, rank, world)?;
+    println!("done");
+    for line in std::io::stdin().lock().lines() {
+        line?;
+        rank.run()?;
+        println!("done");
+    }
+    Ok(())
+}
+
+/// Models and optimisers of one rank.
+struct Rank {
     pipeline: Pipeline,
     params: [Tensors; 2],
     optimisers: [AdamW; 2],
     count: u64,
+    group: Gloo,
+    rank: usize,
+    world: usize,
 }
 
 struct Tree {
@@ -45,8 +126,12 @@ struct Tree {
     traces: Vec<(Tensor, Rendered)>,
 }
 
-impl Iteration {
-    pub fn new(folder: &Path) -> Outcome<Iteration> {
+impl Rank {
+    fn new(folder: &Path, address: &str, rank: u32, world: u32) -> Outcome<Rank> {
+        let store = Arc::new(Store::connect(address, PATIENCE)?);
+        let (group, host) = ("iteration".to_owned(), "127.0.0.1".to_owned());
+        let options = GroupOptions { rank, world, group, host, deadline: PATIENCE, threads: 1 };
+        let group = Gloo::connect(store, options, AbortHandle::default())?;
         let mut pipeline = Pipeline::load(folder)?;
         let lora = Lora::attach(&mut pipeline.dit, adapter(), &Seed::root(3))?;
         lora.params().set_trainable(|_| true);
@@ -54,15 +139,21 @@ impl Iteration {
         let params = [pipeline.lm.params().to_map(), lora.params().to_map()];
         let adam = |params: &Tensors| AdamW::new(AdamWOptions::default(), params);
         let optimisers = [adam(&params[0])?, adam(&params[1])?];
-        Ok(Iteration { pipeline, params, optimisers, count: 0 })
+        let (rank, world) = (rank as usize, world as usize);
+        Ok(Rank { pipeline, params, optimisers, count: 0, group, rank, world })
     }
 
-    fn tree(&self, index: usize, seed: &Seed, negative: &Tensor) -> Outcome<Tree> {
+    fn tree(
+        &self,
+        index: usize,
+        seed: &Seed,
+        (decoder, negative): (&Decoder<'_>, &Tensor),
+    ) -> Outcome<Tree> {
         let Pipeline { lm, tokenizer, .. } = &self.pipeline;
         let prompt: Vec<i64> = (index as i64..index as i64 + 60).collect();
         let options =
             SampleOptions { traces: TRACES, max_new_tokens: TOKENS, temperature: 1.0, eos: vec![] };
-        let sampled = generate(&Decoder::new(lm)?, &prompt, seed, &options)?;
+        let sampled = generate(decoder, &prompt, seed, &options)?;
         let answers: Vec<Vec<i64>> = sampled.into_iter().map(|answer| answer.tokens).collect();
         let old = token_log_probs(lm, &prompt, &answers, 1.0, false)?.values;
         let embedder = Embedder::new(lm, tokenizer)?;
@@ -86,17 +177,19 @@ impl Iteration {
         Ok(Tree { prompt, answers, old, traces })
     }
 
-    /// One iteration.
-    pub fn run(&mut self) -> Outcome<()> {
+    /// Its share of an iteration.
+    fn run(&mut self) -> Outcome<()> {
         self.count += 1;
         let seed = Seed::root(5).derive(Purpose::Prompts, &[self.count]);
         let (negative, trees) = tch::no_grad(|| {
             let negative =
                 Embedder::new(&self.pipeline.lm, &self.pipeline.tokenizer)?.embed(" ")?;
+            let decoder = Decoder::new(&self.pipeline.lm)?;
             let tree = |index: usize| {
-                self.tree(index, &seed.derive(Purpose::Tokens, &[index as u64]), &negative)
+                let seed = seed.derive(Purpose::Tokens, &[index as u64]);
+                self.tree(index, &seed, (&decoder, &negative))
             };
-            let trees = (0..PROMPTS).map(tree).collect::<Outcome<Vec<_>>>()?;
+            let trees = (self.rank..PROMPTS).step_by(self.world).map(tree).collect::<Outcome<Vec<_>>>()?;
             Ok::<_, Box<dyn std::error::Error>>((negative, trees))
         })?;
         let brightness = |tree: &Tree| -> Vec<Vec<Option<f64>>> {
@@ -169,19 +262,20 @@ impl Iteration {
         self.step(1)
     }
 
+    /// Sums the gradients over ranks and takes a step.
     fn step(&mut self, which: usize) -> Outcome<()> {
         let params = &self.params[which];
-        let grads: Tensors = params
-            .iter()
-            .filter(|(_, param)| param.grad().defined())
-            .map(|(name, param)| (name.clone(), param.grad()))
-            .collect();
-        let grads: Tensors = params
-            .iter()
-            .map(|(name, param)| {
-                let grad = grads.get(name).map_or_else(|| param.zeros_like(), Tensor::detach);
-                (name.clone(), grad)
-            })
+        let grad = |param: &Tensor| match param.grad() {
+            grad if grad.defined() => grad.detach(),
+            _ => param.zeros_like(),
+        };
+        let parts: Vec<Tensor> = params.values().map(|param| grad(param).flatten(0, -1)).collect();
+        let whole = Tensor::cat(&parts, 0);
+        self.group.all_reduce(&whole)?;
+        let sizes: Vec<i64> = parts.iter().map(|part| part.size()[0]).collect();
+        let summed = whole.split_with_sizes(sizes.as_slice(), 0);
+        let grads: Tensors = { params.iter().zip(summed) }
+            .map(|((name, param), sum)| (name.clone(), sum.view(param.size().as_slice())))
             .collect();
         clip_grad_norm(&grads, 1.0)?;
         self.optimisers[which].step(1e-5, params, &grads)?;

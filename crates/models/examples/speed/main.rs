@@ -26,13 +26,16 @@ fn main() -> Outcome<()> {
             pipelines::make(Path::new(folder))
         }
         ["serve", folder, threads] => serve(Path::new(folder), threads.parse()?),
+        ["rank", folder, address, rank, world] => {
+            iteration::rank(Path::new(folder), address, rank.parse()?, world.parse()?)
+        }
         _ => Err("usage: speed make FOLDER | speed serve FOLDER THREADS".into()),
     }
 }
 
 fn serve(folder: &Path, threads: u32) -> Outcome<()> {
     duet_torch::init(threads)?;
-    let mut work = work::Work::new(folder)?;
+    let mut work = work::Work::new(folder, threads)?;
     let mut out = std::io::stdout();
     writeln!(out, "ready")?;
     for line in std::io::stdin().lock().lines() {

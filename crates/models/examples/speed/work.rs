@@ -49,7 +49,7 @@ fn noise(shape: &[i64]) -> Tensor {
 }
 
 impl Work {
-    pub fn new(folder: &Path) -> Outcome<Work> {
+    pub fn new(folder: &Path, threads: u32) -> Outcome<Work> {
         let medium = Pipeline::load(&folder.join("medium"))?;
         let mut tuned = Pipeline::load(&folder.join("medium"))?;
         let lora = Lora::attach(&mut tuned.dit, adapter(), &Seed::root(3))?;
@@ -60,7 +60,7 @@ impl Work {
             medium,
             small: Pipeline::load(&folder.join("small"))?,
             tuned,
-            iteration: Iteration::new(&folder.join("medium"))?,
+            iteration: Iteration::new(&folder.join("medium"), threads)?,
         })
     }
 

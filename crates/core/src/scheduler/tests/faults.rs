@@ -107,6 +107,29 @@ fn a_worker_that_is_cut_alone_is_waited_for_less_long_while_another_idles() {
     assert_eq!(world.scheduler.connected(), 1);
 }
 
+/// Who asks for work after a connection closed is as good as who had asked before.
+#[test]
+fn an_heir_that_asks_later_shortens_the_wait_as_well() {
+    let mut world = World::new(RunSpec { prompts_per_iteration: 1, iterations: 1, ..spec() });
+    registered(&mut world, "rollout-0", Role::Rollout, 1);
+    let (first, lost) = first_lease(&mut world);
+    let closed = |worker: &WorkerId| Event::Disconnected { worker: worker.clone(), session: 1 };
+    world.event(closed(&first));
+    let whole = Millis(world.now + spec().timing.reconnect.0);
+    assert_eq!(world.scheduler.poll_timeout(), Some(whole), "nobody could take its work over");
+    world.now += 100;
+    registered(&mut world, "reward-0", Role::Reward, 1);
+    assert_eq!(world.scheduler.poll_timeout(), Some(whole), "of another role");
+    registered(&mut world, "rollout-1", Role::Rollout, 1);
+    let soon = world.scheduler.poll_timeout().unwrap();
+    assert!(soon < Millis(world.now + spec().timing.reconnect.0 / 10), "{soon:?}");
+    world.now = soon.0;
+    world.scheduler.handle_timeout(soon);
+    world.drain();
+    let (heir, taken) = first_lease(&mut world);
+    assert_eq!((heir.0.as_str(), taken.id.unit), ("rollout-1", lost.id.unit));
+}
+
 #[test]
 fn losses_are_not_failures_but_bounded_all_the_same() {
     let mut world = World::new(RunSpec { iterations: 1, prompts_per_iteration: 1, ..spec() });
