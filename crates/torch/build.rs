@@ -42,10 +42,12 @@ fn main() {
         .flag("-isystem")
         .flag(include.join("torch/csrc/api/include"))
         .files([
+            "csrc/activation.cpp",
             "csrc/backward.cpp",
             "csrc/error.cpp",
             "csrc/collective.cpp",
             "csrc/decode.cpp",
+            "csrc/linear.cpp",
             "csrc/memory.cpp",
             "csrc/optim.cpp",
             "csrc/recompute.cpp",

@@ -1,6 +1,9 @@
 //! What `duet plan` says that a trainer rank holds, against what one holds: counted by libtorch's
 //! allocator while an engine is loaded and takes a step with models large enough to count.
 
+mod common;
+
+use common::ranks;
 use duet_cli::plan::bytes::{Role, roles};
 use duet_cli::plan::{Work, shapes::Shapes};
 use duet_config::Config;
@@ -14,7 +17,7 @@ use duet_models::params::ParamSet;
 use duet_models::pipeline::{Pipeline, VisionConfig, init_vision_tower};
 use duet_models::tokenizer::Tokenizer;
 use duet_models::vae::{Vae, VaeConfig};
-use duet_torch::collective::Solo;
+use duet_torch::collective::{Collective, Solo};
 use duet_torch::memory::Meter;
 use duet_trainer::engine::Engine;
 use duet_trainer::engine::batch::{StepInput, TraceFiles};
@@ -45,6 +48,11 @@ struct Case {
     /// Tokens of the table beyond the tokenizer's.
     spare: i64,
     gates: Gates,
+    /// Ranks, trees of each, and what the ranks share out.
+    world: u32,
+    trees: u32,
+    zero: u32,
+    reduce: &'static str,
 }
 
 const QUESTION: usize = 24;
@@ -70,6 +78,10 @@ fn case(name: &'static str) -> Case {
         half: false,
         spare: 0,
         gates: Gates { llm: 0.5, dit: 0.5 },
+        world: 1,
+        trees: 1,
+        zero: 0,
+        reduce: "update",
     }
 }
 
@@ -132,7 +144,8 @@ fn pipeline(case: &Case) -> Pipeline {
 }
 
 fn config(case: &Case, model: &Path) -> Config {
-    let Case { traces, leaves, side, window, recompute, answer, .. } = *case;
+    let Case { traces, leaves, side, window, recompute, answer, world, zero, reduce, .. } = *case;
+    let prompts = world * case.trees;
     let lora = match case.rank {
         Some(rank) => format!(
             "[llm.lora]\nrank = {rank}\nalpha = 4.0\ntargets = [\"q_proj\", \"v_proj\"]\n\
@@ -144,17 +157,18 @@ fn config(case: &Case, model: &Path) -> Config {
     let dtype = if case.half { "bfloat16" } else { "float32" };
     let text = format!(
         "[run]\niterations = 1\n[model]\npath = \"{}\"\ndtype = \"{dtype}\"\n\
-         [data]\nprompts = \"none\"\n[rollout]\nprompts_per_iteration = 1\ntraces = {traces}\nimages_per_trace = {leaves}\n\
+         [data]\nprompts = \"none\"\n[rollout]\nprompts_per_iteration = {prompts}\ntraces = {traces}\nimages_per_trace = {leaves}\n\
          max_new_tokens = {answer}\nwidth = {side}\nheight = {side}\nsteps = 6\n\
          [window]\nkind = \"fixed\"\nstart = 1\nlen = {window}\n\
          [schedule]\nkind = \"weights\"\nllm_weight = {llm:?}\ndit_weight = {dit:?}\n\
-         [llm]\nkl = 0.0\n[dit]\nkl = 0.0\n[trainer]\nworld_size = 1\nrecompute = {recompute}\n{lora}",
+         [llm]\nkl = 0.0\n[dit]\nkl = 0.0\n[trainer]\nworld_size = {world}\nzero = {zero}\nreduce = \"{reduce}\"\n\
+         bucket_mib = 1\nrecompute = {recompute}\n{lora}",
         model.display()
     );
     Config::from_text(case.name, &text, &BTreeMap::new(), &[]).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// A tree that might have been sampled.
+/// Trees that might have been sampled, all alike.
 fn input(case: &Case, pipeline: &Pipeline) -> StepInput {
     let float = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
     let (width, leaves) = (case.hidden, case.leaves as i64);
@@ -207,12 +221,31 @@ fn input(case: &Case, pipeline: &Pipeline) -> StepInput {
         iteration: 0,
         gates: case.gates,
         window: Window { start: 1, len: case.window },
-        trees: vec![TrainTree { id: TreeId { iteration: 0, index: 0 }, prompt, traces }],
+        trees: (0..case.world * case.trees)
+            .map(|index| TrainTree {
+                id: TreeId { iteration: 0, index },
+                prompt: prompt.clone(),
+                traces: traces.clone(),
+            })
+            .collect(),
         update: true,
         publish: false,
         checkpoint: false,
     };
-    StepInput { step, files: vec![files] }
+    StepInput { step, files: vec![files; case.trees as usize] }
+}
+
+/// The most that this rank held.
+fn peak(case: &Case, config: &Config, input: StepInput, group: &dyn Collective) -> i64 {
+    duet_torch::init(1).unwrap();
+    tch::set_num_threads(1);
+    let meter = Meter::start().unwrap();
+    let mut engine = Engine::load(translate::settings(config, tch::Device::Cpu)).unwrap();
+    let loaded = meter.read();
+    engine.step(input, group).unwrap();
+    let peak = meter.read().peak;
+    println!("{}: loaded {} (peak {}), step {peak}", case.name, loaded.now, loaded.peak);
+    peak
 }
 
 /// What the plan says of a trainer rank, and the most that one held.
@@ -226,12 +259,14 @@ fn compare(case: &Case) -> (Role, i64) {
     let work = Work::new(&config, &shapes, QUESTION as u64).unwrap();
     let input = input(case, &pipeline);
     drop(pipeline);
-    let meter = Meter::start().unwrap();
-    let mut engine = Engine::load(translate::settings(&config, tch::Device::Cpu)).unwrap();
-    let loaded = meter.read();
-    engine.step(input, &Solo::new()).unwrap();
-    let peak = meter.read().peak;
-    println!("{}: loaded {} (peak {}), step {peak}", case.name, loaded.now, loaded.peak);
+    let peak = match case.world {
+        1 => peak(case, &config, input, &Solo::new()),
+        world => {
+            let (case, config) = (*case, config.clone());
+            let peaks = ranks(world, move |group| peak(&case, &config, input.clone(), group));
+            peaks.into_iter().max().unwrap()
+        }
+    };
     let role = roles(&config, &shapes, &work).pop().unwrap();
     for kind in &role.kinds {
         println!("   {:<24} {}", kind.name, kind.bytes);
@@ -262,8 +297,32 @@ fn a_trainer_rank_holds_what_the_plan_says() {
         case("both models"),
         Case { rank: Some(4), recompute: true, ..case("both models, adapters, recomputed") },
     ];
+    hold(&cases);
+}
+
+/// Sizes at which what is shared out counts.
+fn shared(name: &'static str, world: u32, zero: u32, reduce: &'static str) -> Case {
+    let gates = Gates { llm: 1.0, dit: 0.0 };
+    let (hidden, inner, layers) = (256, 1024, 4);
+    Case { gates, hidden, inner, layers, answer: 24, world, trees: 2, zero, reduce, ..case(name) }
+}
+
+#[test]
+fn ranks_that_share_out_their_state_hold_what_the_plan_says() {
+    hold(&[
+        shared("two ranks", 2, 0, "update"),
+        shared("two ranks, optimiser shared", 2, 1, "update"),
+        shared("two ranks, gradients shared", 2, 2, "update"),
+        shared("two ranks, gradients shared at once", 2, 2, "micro-batch"),
+        shared("three ranks, optimiser shared", 3, 1, "update"),
+        shared("three ranks, gradients shared at once", 3, 2, "micro-batch"),
+        Case { half: true, ..shared("two ranks, bfloat16, optimiser shared", 2, 1, "update") },
+    ]);
+}
+
+fn hold(cases: &[Case]) {
     let mut far = Vec::new();
-    for case in &cases {
+    for case in cases {
         let (role, peak) = compare(case);
         let ratio = role.bytes as f64 / peak as f64;
         println!("   planned {} measured {peak}: {ratio:.3}", role.bytes);

@@ -1,13 +1,10 @@
-//! Bytes on the GPU of each role, by kind. All are counted but the sampler's workspace, which is
-//! estimated.
+//! Bytes on the GPU of each role, by kind.
 
 use super::shapes::Shapes;
-use super::{Work, activations};
+use super::{Work, activations, sampling};
 use duet_config::{Config, DitObjective, Dtype, NftOld, Reduce};
 use serde::Serialize;
 
-/// Positions that the KV cache grows by.
-const CACHE_BLOCK: u64 = 64;
 /// Bytes of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Kind {
@@ -15,8 +12,6 @@ pub struct Kind {
     pub name: &'static str,
     /// How many.
     pub bytes: u64,
-    /// Whether the number is an estimate; others are counts.
-    pub estimate: bool,
 }
 
 /// What a process of a role needs.
@@ -34,12 +29,8 @@ pub struct Role {
     pub other_recompute: Option<u64>,
 }
 
-fn counted(name: &'static str, bytes: u64) -> Kind {
-    Kind { name, bytes, estimate: false }
-}
-
-fn estimated(name: &'static str, bytes: u64) -> Kind {
-    Kind { name, bytes, estimate: true }
+fn kind(name: &'static str, bytes: u64) -> Kind {
+    Kind { name, bytes }
 }
 
 /// A trained branch.
@@ -90,7 +81,7 @@ pub fn roles(config: &Config, shapes: &Shapes, work: &Work) -> Vec<Role> {
 fn models(config: &Config, shapes: &Shapes, branches: &[Trained; 2]) -> Vec<Kind> {
     let weights = (shapes.lm.params() + shapes.dit.params()) * element(config);
     let adapters: u64 = branches.iter().filter(|b| b.adapter).map(|b| 4 * b.params).sum();
-    vec![counted("weights", weights + 4 * shapes.vae.params()), counted("adapters", adapters)]
+    vec![kind("weights", weights + 4 * shapes.vae.params()), kind("adapters", adapters)]
 }
 
 fn role(name: &'static str, count: u32, kinds: Vec<Kind>, other_recompute: Option<u64>) -> Role {
@@ -102,13 +93,12 @@ fn role(name: &'static str, count: u32, kinds: Vec<Kind>, other_recompute: Optio
 /// Thinks with J traces and draws K images at a time.
 fn rollout(config: &Config, shapes: &Shapes, work: &Work, branches: &[Trained; 2]) -> Role {
     let mut kinds = models(config, shapes, branches);
-    let positions = work.sequence.div_ceil(CACHE_BLOCK) * CACHE_BLOCK;
-    let cache = 2 * work.traces * positions * shapes.lm.layers * shapes.lm.kv * element(config);
-    kinds.push(counted("KV cache", cache));
-    kinds.push(counted("latents", (work.window + 2) * work.leaves * latent(shapes, work)));
-    let block = dit_block(config, shapes, work);
-    let decode = decode(shapes, work);
-    kinds.push(estimated("workspace", block.max(decode).max(logits(shapes, work.traces))));
+    let cache = sampling::cache(config, shapes, work);
+    kinds.push(kind("KV cache", cache));
+    kinds.push(kind("latents", (work.window + 2) * work.leaves * latent(shapes, work)));
+    // The cache is gone when the other phases begin.
+    let beyond = sampling::workspace(config, shapes, work).saturating_sub(cache);
+    kinds.push(kind("workspace", beyond));
     role("rollout worker", config.workers.rollout, kinds, None)
 }
 
@@ -126,13 +116,13 @@ fn trainer(config: &Config, shapes: &Shapes, work: &Work, branches: &[Trained; 2
     let sum = |bytes: &dyn Fn(&Trained) -> u64| -> u64 {
         branches.iter().map(|b| b.params.div_ceil(u64::from(own)) * bytes(b)).sum()
     };
-    kinds.push(counted("master weights", sum(&|b| if b.element < 4 { 4 } else { 0 })));
-    kinds.push(counted("moments", sum(&|_| 8)));
-    kinds.push(counted("gradients", branches.iter().map(|b| gradients(config, b.params)).sum()));
+    kinds.push(kind("master weights", sum(&|b| if b.element < 4 { 4 } else { 0 })));
+    kinds.push(kind("moments", sum(&|_| 8)));
+    kinds.push(kind("gradients", branches.iter().map(|b| gradients(config, b.params)).sum()));
     let ema: u64 = if config.trainer.ema > 0.0 { sum(&|b| b.element) } else { 0 };
     let lags = config.dit.objective == DitObjective::Nft && config.dit.nft_old != NftOld::Trained;
     let old = if lags { branches[1].params * branches[1].element } else { 0 };
-    kinds.push(counted("averages and old policy", ema + old));
+    kinds.push(kind("averages and old policy", ema + old));
     let full = |branch: &Trained, kl: f64| kl > 0.0 && !branch.adapter && branch.params > 0;
     let mut copies = 0;
     if full(&branches[0], config.llm.kl) {
@@ -141,12 +131,12 @@ fn trainer(config: &Config, shapes: &Shapes, work: &Work, branches: &[Trained; 2
     if full(&branches[1], config.dit.kl) {
         copies += shapes.dit.params() * element(config);
     }
-    kinds.push(counted("reference policy", copies));
+    kinds.push(kind("reference policy", copies));
     let world = u64::from(config.trainer.world_size.max(1));
     let trees = work.prompts.div_ceil(world);
-    kinds.push(counted("rollouts", trees * work.traces * rollout_bytes(shapes, work)));
+    kinds.push(kind("rollouts", trees * work.traces * rollout_bytes(shapes, work)));
     let recompute = config.trainer.recompute;
-    kinds.push(counted("activations", activations::peak(config, shapes, work, recompute)));
+    kinds.push(kind("activations", activations::peak(config, shapes, work, recompute)));
     let other = activations::peak(config, shapes, work, !recompute);
     role("trainer rank", config.trainer.world_size, kinds, Some(other))
 }
@@ -177,22 +167,4 @@ fn gradients(config: &Config, params: u64) -> u64 {
 /// Latents of an image in fp32.
 pub fn latent(shapes: &Shapes, work: &Work) -> u64 {
     4 * work.image_tokens * shapes.dit.channels
-}
-
-/// What a block of the transformer has in hand while a sub-tree is drawn: the MLP before and after
-/// its activation, and as much again for the stream, queries, keys, values and attention.
-fn dit_block(config: &Config, shapes: &Shapes, work: &Work) -> u64 {
-    let widths = 16 * shapes.dit.width;
-    work.leaves * work.passes * work.dit_tokens() * widths * element(config)
-}
-
-/// Logits and their fp32 log-probabilities.
-fn logits(shapes: &Shapes, rows: u64) -> u64 {
-    rows * shapes.lm.vocab * 8
-}
-
-/// The two largest maps of the decoder, at full size, in fp32, with a copy of each.
-fn decode(shapes: &Shapes, work: &Work) -> u64 {
-    let channels = shapes.vae.stages.get(1).copied().unwrap_or(1) * shapes.vae.base;
-    4 * 4 * work.leaves * work.pixels * channels
 }

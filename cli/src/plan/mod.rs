@@ -4,6 +4,7 @@
 mod activations;
 pub mod bytes;
 mod flops;
+mod sampling;
 pub mod shapes;
 
 use crate::CliError;
@@ -169,10 +170,7 @@ fn show(config: &Config, shapes: &Shapes, work: &Work, roles: &[Role], flops: &f
         println!("  {name:<15} {:.4} PFLOP", value / 1e15);
     }
     println!("  artifacts       {}", gib(work.artifacts(shapes)));
-    println!(
-        "~ an estimate; all else is counted. Texts of {} tokens are assumed (--prompt-tokens).",
-        work.text_tokens
-    );
+    println!("texts of {} tokens are assumed (--prompt-tokens)", work.text_tokens);
 }
 
 fn table(role: &Role) -> Table {
@@ -181,8 +179,7 @@ fn table(role: &Role) -> Table {
     table.set_header([format!("{} (of {})", role.name, role.count), "on each GPU".to_owned()]);
     let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
     for kind in &role.kinds {
-        let mark = if kind.estimate { "~ " } else { "" };
-        table.add_row([Cell::new(kind.name), right(format!("{mark}{}", gib(kind.bytes)))]);
+        table.add_row([Cell::new(kind.name), right(gib(kind.bytes))]);
     }
     table.add_row([Cell::new("sum"), right(gib(role.bytes))]);
     table
@@ -211,6 +208,7 @@ fn verdict(config: &Config, role: &Role, memory: u64) {
     }
     if bytes_of("activations").max(bytes_of("workspace")) > role.bytes / 10 {
         keys.push("rollout.images_per_trace, rollout.width and rollout.height");
+        keys.push("rollout.traces and rollout.max_new_tokens");
     }
     match keys.is_empty() {
         true => println!("  no key of the configuration makes it fit: take a larger GPU"),

@@ -2,9 +2,10 @@
 
 use crate::error::{ModelError, Result};
 use crate::params::{Init, ParamSet, ParamSpec};
+use duet_torch::Panels;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A low-rank addition to a linear layer: `y += scale * x A' B'` (LoRA, arXiv 2106.09685).
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub struct Linear {
     pub bias: Option<Tensor>,
     /// LoRA, if this layer has one.
     pub adapter: Option<Adapter>,
+    /// The layer as it acts, laid out for sampling without gradient.
+    pub(crate) packed: Option<Panels>,
 }
 
 impl Linear {
@@ -40,6 +43,7 @@ impl Linear {
             weight: fetch(params, &format!("{name}.weight"))?,
             bias: params.get(&format!("{name}.bias")).map(Tensor::shallow_clone),
             adapter: None,
+            packed: None,
         })
     }
 
@@ -62,6 +66,7 @@ impl Linear {
             weight: self.weight.shallow_clone(),
             bias: self.bias.as_ref().map(Tensor::shallow_clone),
             adapter,
+            packed: self.packed.as_ref().map(Panels::share),
         }
     }
 
@@ -82,18 +87,23 @@ impl Linear {
         }
     }
 
-    /// The same layer with [`Linear::whole_weight`] for its weight.
-    pub(crate) fn folded(&self) -> Linear {
-        Linear {
-            name: self.name.clone(),
-            weight: self.whole_weight(),
-            bias: self.bias.as_ref().map(Tensor::detach),
-            adapter: None,
-        }
+    /// The same layer for sampling, with [`Linear::whole_weight`] for its weight: on the CPU in fp32 laid
+    /// out for the product.
+    pub(crate) fn folded(&self) -> Result<Linear> {
+        let whole = self.whole_weight();
+        let bias = self.bias.as_ref().map(Tensor::detach);
+        let plain = whole.device() == Device::Cpu && whole.kind() == Kind::Float;
+        let packed = plain.then(|| Panels::new(&whole, bias.as_ref())).transpose()?;
+        let weight = if plain { self.weight.detach() } else { whole };
+        Ok(Linear { name: self.name.clone(), weight, bias, adapter: None, packed })
     }
 
     /// Applies it over the last dimension.
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        // What panels refuse, a mistaken shape, libtorch refuses in its own words below.
+        if let Some(Ok(y)) = self.packed.as_ref().map(|packed| packed.apply(x)) {
+            return y;
+        }
         let y = x.linear(&self.weight, self.bias.as_ref());
         match &self.adapter {
             Some(adapter) if adapter.on.load(Ordering::Relaxed) => {

@@ -178,9 +178,9 @@ pub fn render_watched(
         let grid = pipeline.grid(options.width, options.height)?;
         let schedule = FlowSchedule::new(&pipeline.flow, options.steps, grid.0 * grid.1)?;
         let size = (leaves as i64, grid);
-        // Outside the window nobody computes a step again, so adapters may be folded there.
+        // Outside the window nobody computes a step again, so its bits may be others there.
         let outside = schedule.steps() > window.len as usize;
-        let folded = outside.then(|| pipeline.dit.folded()).flatten();
+        let folded = outside.then(|| pipeline.dit.folded()).transpose()?.flatten();
         let plain = schedule.clone();
         let plain =
             folded.as_ref().map(|dit| Sampler::new(dit, plain, condition, size, window, options));

@@ -15,13 +15,10 @@
 
 #include "duet_torch.h"
 #include "error.hpp"
+#include "panels.hpp"
 #include "simd.hpp"
 
 namespace duet {
-
-// Columns of a panel: three vectors, so that four rows fill the registers with sums.
-constexpr int64_t WIDTH = 3 * LANES;
-constexpr int64_t ROWS = 4;
 
 // A weight [in, out] as panels of WIDTH columns, each [in, WIDTH], the last filled up with zeros.
 struct Panels {
@@ -59,38 +56,6 @@ struct Panels {
     return panels;
   }
 };
-
-template <int rows>
-DUET_INLINE void tile(const float* x, int64_t in, const float* panel, const float* bias, float* y) {
-  Floats sums[rows][3];
-  for (int part = 0; part < 3; ++part) {
-    const Floats start = bias == nullptr ? Floats{} : load(bias + part * LANES);
-    for (int row = 0; row < rows; ++row) sums[row][part] = start;
-  }
-  for (int64_t k = 0; k < in; ++k) {
-    const float* w = panel + k * WIDTH;
-    const Floats w0 = load(w), w1 = load(w + LANES), w2 = load(w + 2 * LANES);
-    for (int row = 0; row < rows; ++row) {
-      const Floats factor = spread(x[row * in + k]);
-      sums[row][0] += factor * w0;
-      sums[row][1] += factor * w1;
-      sums[row][2] += factor * w2;
-    }
-  }
-  for (int row = 0; row < rows; ++row)
-    for (int part = 0; part < 3; ++part) store(y + row * WIDTH + part * LANES, sums[row][part]);
-}
-
-// [n, in] times one panel: [n, WIDTH].
-DUET_KERNEL void multiply(const float* x, int64_t n, int64_t in, const float* panel,
-                          const float* bias, float* y) {
-  int64_t row = 0;
-  for (; row + ROWS <= n; row += ROWS)
-    tile<ROWS>(x + row * in, in, panel, bias, y + row * WIDTH);
-  if (n - row == 3) tile<3>(x + row * in, in, panel, bias, y + row * WIDTH);
-  if (n - row == 2) tile<2>(x + row * in, in, panel, bias, y + row * WIDTH);
-  if (n - row == 1) tile<1>(x + row * in, in, panel, bias, y + row * WIDTH);
-}
 
 // x rsqrt(mean(x^2) + eps) weight, row by row.
 DUET_KERNEL void normalise(const float* x, int64_t n, int64_t width, const float* weight, float eps,
@@ -279,7 +244,7 @@ struct DuetDecoder {
       thread_local std::vector<float> tile;
       tile.resize(n * duet::WIDTH);
       const float* bias = panels.bias.empty() ? nullptr : panels.bias.data() + panel * duet::WIDTH;
-      duet::multiply(x, n, panels.in, panels.at(panel), bias, tile.data());
+      duet::multiply(x, n, panels.in, panels.at(panel), bias, tile.data(), duet::WIDTH);
       use(panel, tile.data());
     });
   }
@@ -323,7 +288,8 @@ struct DuetDecoder {
       product(layer.gate, normed.data(), n, [&](int64_t panel, const float* gate) {
         thread_local std::vector<float> up;
         up.resize(n * duet::WIDTH);
-        duet::multiply(normed.data(), n, width, layer.up.at(panel), nullptr, up.data());
+        duet::multiply(normed.data(), n, width, layer.up.at(panel), nullptr, up.data(),
+                       duet::WIDTH);
         duet::swiglu(gate, up.data(), n, columns(layer.gate, panel),
                      gated.data() + panel * duet::WIDTH, inner);
       });

@@ -77,6 +77,16 @@ typedef int32_t (*DuetReady)(void* context, size_t index, DuetTensor grad);
 int32_t duet_backward(DuetTensor loss, const DuetTensor* leaves, size_t count, DuetReady ready,
                       void* context);
 
+// ---- Activation ----
+// GELU with the tanh formula: a new tensor, freed with `delete`; null: failed. With gradient where
+// gradients are on.
+DuetTensor duet_gelu(DuetTensor x);
+
+// ---- Linear layers ----
+// x [.., in] through panels [ceil(out / 24), in, 24] of a weight, and a bias [out] or null: a new tensor
+// [.., out], freed with `delete`; null: failed. fp32 on the CPU, no gradient.
+DuetTensor duet_panels_linear(DuetTensor x, DuetTensor panels, DuetTensor bias, int64_t out);
+
 // ---- Decoding ----
 // A decoder layer's weights, [out, in] as checkpoints have them; queries, keys and values as one.
 typedef struct {

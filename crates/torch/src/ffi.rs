@@ -108,6 +108,15 @@ unsafe extern "C" {
         give: unsafe extern "C" fn(*mut c_void, DuetTensor),
     ) -> i32;
 
+    pub fn duet_gelu(x: DuetTensor) -> DuetTensor;
+
+    pub fn duet_panels_linear(
+        x: DuetTensor,
+        panels: DuetTensor,
+        bias: DuetTensor,
+        out: i64,
+    ) -> DuetTensor;
+
     pub fn duet_backward(
         loss: DuetTensor,
         leaves: *const DuetTensor,

@@ -189,7 +189,8 @@ impl Rank {
                 let seed = seed.derive(Purpose::Tokens, &[index as u64]);
                 self.tree(index, &seed, (&decoder, &negative))
             };
-            let trees = (self.rank..PROMPTS).step_by(self.world).map(tree).collect::<Outcome<Vec<_>>>()?;
+            let trees =
+                (self.rank..PROMPTS).step_by(self.world).map(tree).collect::<Outcome<Vec<_>>>()?;
             Ok::<_, Box<dyn std::error::Error>>((negative, trees))
         })?;
         let brightness = |tree: &Tree| -> Vec<Vec<Option<f64>>> {

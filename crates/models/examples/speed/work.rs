@@ -5,6 +5,7 @@ use crate::iteration::Iteration;
 use duet_core::Seed;
 use duet_core::work::Window;
 use duet_models::decoder::Decoder;
+use duet_models::dit::Dit;
 use duet_models::flow::FlowSchedule;
 use duet_models::generate::{SampleOptions, generate};
 use duet_models::logprob::token_log_probs;
@@ -106,25 +107,33 @@ fn tokens(pipeline: &Pipeline, count: usize) -> Outcome<()> {
     }
 }
 
+const WINDOW: Window = Window { start: 1, len: 2 };
+
 fn sampler<'a>(
-    pipeline: &'a Pipeline,
+    dit: &'a Dit,
+    pipeline: &Pipeline,
     condition: Condition<'_>,
     options: &'a RenderOptions,
 ) -> Outcome<Sampler<'a>> {
     let schedule = FlowSchedule::new(&pipeline.flow, options.steps, 64)?;
-    let window = Window { start: 1, len: 2 };
-    Ok(Sampler::new(&pipeline.dit, schedule, condition, (16, (8, 8)), window, options)?)
+    Ok(Sampler::new(dit, schedule, condition, (16, (8, 8)), WINDOW, options)?)
 }
 
+/// As `render` does: the window's steps with the model that is trained, the others with its copy for
+/// sampling, which is made each time.
 fn denoise(pipeline: &Pipeline) -> Outcome<()> {
     let (embeds, negative) = (noise(&[20, 256]), noise(&[6, 256]));
     let (condition, options) =
         (Condition { embeds: &embeds, negative: Some(&negative) }, options());
     tch::no_grad(|| {
-        let sampler = sampler(pipeline, condition, &options)?;
+        let copy = pipeline.dit.folded()?.ok_or("there is no copy for sampling")?;
+        let trained = sampler(&pipeline.dit, pipeline, condition, &options)?;
+        let plain = sampler(&copy, pipeline, condition, &options)?;
         let mut x = noise(&[16, 64, 16]);
         let eps = noise(&[16, 64, 16]);
         for index in 0..options.steps {
+            let inside = (1..3).contains(&index);
+            let sampler = if inside { &trained } else { &plain };
             let velocity = sampler.velocity(&x, index)?;
             x = step(&sampler.coefficients(index), &x, &velocity, Some(&eps)).next;
         }
@@ -136,7 +145,7 @@ fn dit_update(pipeline: &Pipeline) -> Outcome<()> {
     let (embeds, negative) = (noise(&[20, 256]), noise(&[6, 256]));
     let (condition, options) =
         (Condition { embeds: &embeds, negative: Some(&negative) }, options());
-    let sampler = sampler(pipeline, condition, &options)?;
+    let sampler = sampler(&pipeline.dit, pipeline, condition, &options)?;
     let found = replay(&sampler, &noise(&[16, 3, 64, 16]), 0..2)?;
     Ok(found.log_probs.mean(Kind::Float).f_backward()?)
 }

@@ -5,7 +5,7 @@ use super::rope::rotate;
 use crate::error::Result;
 use crate::nn::{Linear, attention, fetch, rms_norm};
 use crate::params::{Init, ParamSet, ParamSpec};
-use duet_torch::recompute;
+use duet_torch::{gelu, recompute};
 use tch::{Kind, Tensor};
 
 /// Epsilon of every norm in the transformer.
@@ -195,13 +195,13 @@ impl Stream {
         }
     }
 
-    /// The same layers with their adapters added to the weights.
-    fn folded(&self) -> Stream {
+    /// The same layers for sampling, with their adapters added to the weights.
+    fn folded(&self) -> Result<Stream> {
         let mut stream = self.share();
         for layer in stream.linears_mut() {
-            *layer = layer.folded();
+            *layer = layer.folded()?;
         }
-        stream
+        Ok(stream)
     }
 
     /// Everything that [`Block::forward`] reads of it and that may be trained.
@@ -214,7 +214,7 @@ impl Stream {
     fn finish(&self, x: &Tensor, attended: &Tensor, mods: &[Modulation; 2]) -> Tensor {
         let x = mods[0].add(x, &self.out.forward(attended));
         let inner = self.mlp_in.forward(&mods[1].norm(&x));
-        let inner = inner.gelu("tanh");
+        let inner = gelu(&inner);
         clip(mods[1].add(&x, &self.mlp_out.forward(&inner)))
     }
 }
@@ -322,9 +322,9 @@ impl Block {
         }
     }
 
-    /// The same block with its adapters added to the weights.
-    pub(super) fn folded(&self) -> Block {
-        Block { image: self.image.folded(), text: self.text.folded(), ..self.share() }
+    /// The same block for sampling, with its adapters added to the weights.
+    pub(super) fn folded(&self) -> Result<Block> {
+        Ok(Block { image: self.image.folded()?, text: self.text.folded()?, ..self.share() })
     }
 
     pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {

@@ -145,28 +145,33 @@ impl Dit {
         self.img_in.weight.kind()
     }
 
-    /// The same policy, up to rounding, with its adapters added to copies of the weights: quicker to
-    /// sample with. `None` where no adapter is on or the model is large. No gradients.
-    pub fn folded(&self) -> Option<Dit> {
+    /// The same policy, up to rounding, quicker to sample with: adapters are added to copies of the
+    /// weights, which are laid out for the product on the CPU in fp32. `None` where that gains nothing, or
+    /// the model is large. No gradients.
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn folded(&self) -> Result<Option<Dit>> {
         let around = [&self.img_in, &self.txt_in, &self.norm_out, &self.proj_out];
         let around = around.into_iter().chain([&self.time.first, &self.time.second]);
         let adapted = around.chain(self.blocks.iter().flat_map(Block::linears)).any(Linear::adapts);
-        if !adapted || self.params.numel() >= FOLD_BELOW {
-            return None;
+        let plain = self.device() == Device::Cpu && self.kind() == Kind::Float;
+        if !(adapted || plain) || self.params.numel() >= FOLD_BELOW {
+            return Ok(None);
         }
-        let (first, second) = (self.time.first.folded(), self.time.second.folded());
-        Some(Dit {
+        let (first, second) = (self.time.first.folded()?, self.time.second.folded()?);
+        Ok(Some(Dit {
             config: self.config.clone(),
             params: ParamSet::new(),
-            img_in: self.img_in.folded(),
+            img_in: self.img_in.folded()?,
             txt_norm: self.txt_norm.shallow_clone(),
-            txt_in: self.txt_in.folded(),
+            txt_in: self.txt_in.folded()?,
             time: TimeEmbedding { first, second },
-            blocks: self.blocks.iter().map(Block::folded).collect(),
-            norm_out: self.norm_out.folded(),
-            proj_out: self.proj_out.folded(),
+            blocks: self.blocks.iter().map(Block::folded).collect::<Result<_>>()?,
+            norm_out: self.norm_out.folded()?,
+            proj_out: self.proj_out.folded()?,
             recompute: false,
-        })
+        }))
     }
 
     /// Whether the backward pass computes each block's activations again instead of keeping them.

@@ -93,6 +93,7 @@ impl Lm {
                 weight: embed.shallow_clone(),
                 bias: None,
                 adapter: None,
+                packed: None,
             },
             false => Linear::load(&params, "lm_head")?,
         };

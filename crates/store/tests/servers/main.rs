@@ -1,5 +1,5 @@
 //! Checkpoints on real object stores that these tests start, behind a proxy that disturbs them: there
-//! is always a complete newest checkpoint.
+//! is always a complete newest checkpoint. Models' folders are fetched from them as well.
 //!
 //! The servers come from `scripts/servers.sh`. Where they are not installed, these tests say so and
 //! test nothing; with `CI` set they fail. `DUET_TEST_S3=127.0.0.1:7480` adds any running S3 server.
@@ -10,7 +10,9 @@ mod proxy;
 use bytes::Bytes;
 use duet_core::work::Weights;
 use duet_core::{ArtifactRef, Digest, Generation, PolicyVersion, Rank, TrainerEpoch};
+use duet_store::blocking::BlockingStore;
 use duet_store::checkpoint::{FORMAT, Retention};
+use duet_store::folder::{self, Fetching, SUMS, Sums};
 use duet_store::{Manifest, Store, doctor, keys};
 use engines::{Engine, Server};
 use proxy::{Fate, Plan};
@@ -118,8 +120,59 @@ async fn bears_faults(server: &Server, seeds: std::ops::Range<u64>) {
     assert_eq!(seen.len(), 6, "every kind of fault was played: {seen:?}");
 }
 
+/// A model's folder is fetched over bad connections, verified, and fetched once; a file that was changed
+/// on the server is named.
+fn folder(server: &Server) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let blocking = |store: &Store| BlockingStore::new(store.clone(), runtime.handle().clone());
+    let files = [("config.json", 100), ("vae/part-1.safetensors", (16 << 20) + 5)];
+    let original = tempfile::tempdir().unwrap();
+    for (name, length) in files {
+        let path = original.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, contents(name, length)).unwrap();
+    }
+    let (honest, _proxy) = server.store(Plan::Honest, "model", 3);
+    let upload = blocking(&honest);
+    for (name, length) in files {
+        upload.put(name, contents(name, length)).unwrap();
+    }
+    let sums = Sums::of(original.path()).unwrap();
+    upload.put(SUMS, sums.to_text()).unwrap();
+
+    let cache = tempfile::tempdir().unwrap();
+    let (faulty, proxy) = server.store(Plan::Faulty(1), "model", 40);
+    let fetch = |store: &Store| {
+        let mut bytes = 0;
+        let fetched = folder::fetch(&blocking(store), cache.path(), &mut |state| {
+            if let Fetching::Bytes { done, .. } = state {
+                bytes = done;
+            }
+        });
+        fetched.map(|(path, _)| (path, bytes))
+    };
+    let (path, bytes) = fetch(&faulty).unwrap();
+    assert_eq!(bytes, files.iter().map(|(_, length)| *length as u64).sum::<u64>());
+    assert!(proxy.fates().iter().any(|fate| *fate != Fate::Passed), "it was disturbed");
+    for (name, length) in files {
+        assert_eq!(std::fs::read(path.join(name)).unwrap(), contents(name, length), "{name}");
+    }
+    assert_eq!(fetch(&honest).unwrap(), (path, 0), "it is in the cache");
+
+    let (name, length) = files[1];
+    let elsewhere = server.store(Plan::Honest, "tampered", 3);
+    let upload = blocking(&elsewhere.0);
+    upload.put(files[0].0, contents(files[0].0, files[0].1)).unwrap();
+    upload.put(name, contents("other", length)).unwrap();
+    upload.put(SUMS, sums.to_text()).unwrap();
+    let empty = tempfile::tempdir().unwrap();
+    let error = folder::fetch(&upload, empty.path(), &mut |_| ()).unwrap_err().to_string();
+    assert!(error.contains(name) && error.contains("DU-9"), "{error}");
+}
+
 fn everything(engine: Engine) {
     let Some(server) = engine.start() else { return };
+    folder(&server);
     run(async {
         let (honest, _proxy) = server.store(Plan::Honest, "doctor", 3);
         let found = doctor::probe(&honest).await.expect("it can be asked");
