@@ -94,13 +94,13 @@ impl Linear {
         let bias = self.bias.as_ref().map(Tensor::detach);
         let plain = whole.device() == Device::Cpu && whole.kind() == Kind::Float;
         let packed = plain.then(|| Panels::new(&whole, bias.as_ref())).transpose()?;
-        let weight = if plain { self.weight.detach() } else { whole };
-        Ok(Linear { name: self.name.clone(), weight, bias, adapter: None, packed })
+        Ok(Linear { name: self.name.clone(), weight: whole, bias, adapter: None, packed })
     }
 
     /// Applies it over the last dimension.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        // What panels refuse, a mistaken shape, libtorch refuses in its own words below.
+        // What panels refuse, a mistaken shape or dtype, libtorch refuses below in its own words; the weight
+        // there is the whole one as well, so it can never be another policy.
         if let Some(Ok(y)) = self.packed.as_ref().map(|packed| packed.apply(x)) {
             return y;
         }
