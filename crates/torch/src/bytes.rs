@@ -1,6 +1,10 @@
 //! Elements of a tensor as little-endian bytes and back, by one copy of memory.
 
 use crate::ffi;
+use std::convert::Infallible;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::thread;
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -27,6 +31,9 @@ pub enum BytesError {
     /// libtorch refused.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
+    /// The file could not be read.
+    #[error("cannot read: {0}")]
+    Io(#[from] io::Error),
 }
 
 /// The elements of `tensor` in row-major order, whatever its layout and device.
@@ -54,20 +61,39 @@ pub fn read_bytes<T>(tensor: &Tensor, read: impl FnOnce(&[u8]) -> T) -> Result<T
 /// # Errors
 /// [`BytesError::Length`] when the bytes are not exactly those of `shape` and `kind`.
 pub fn from_bytes(data: &[u8], shape: &[i64], kind: Kind) -> Result<Tensor, BytesError> {
+    let tensor = fresh(data.len(), shape, kind)?;
+    fill(&tensor, data);
+    Ok(tensor)
+}
+
+/// As [`from_bytes`], with the `len` bytes at `offset` of `file`, which are read straight into the
+/// tensor. A map of the file would cost a fault for every few of its pages, and count as memory of
+/// this process.
+///
+/// # Errors
+/// As [`from_bytes`], and [`BytesError::Io`].
+pub(crate) fn from_file(
+    file: &File,
+    offset: u64,
+    len: usize,
+    shape: &[i64],
+    kind: Kind,
+) -> Result<Tensor, BytesError> {
+    let tensor = fresh(len, shape, kind)?;
+    let read = |at: usize, to: &mut [u8]| file.read_exact_at(to, offset + at as u64);
+    fill_with(&tensor, &read)?;
+    Ok(tensor)
+}
+
+/// Memory for a tensor of this shape and kind, which must take `found` bytes.
+fn fresh(found: usize, shape: &[i64], kind: Kind) -> Result<Tensor, BytesError> {
     let count = shape.iter().try_fold(1usize, |n, dim| n.checked_mul(usize::try_from(*dim).ok()?));
     let expected =
         count.and_then(|n| n.checked_mul(kind.elt_size_in_bytes())).unwrap_or(usize::MAX);
-    if expected != data.len() {
-        return Err(BytesError::Length {
-            shape: shape.to_vec(),
-            kind,
-            expected,
-            found: data.len(),
-        });
+    if expected != found {
+        return Err(BytesError::Length { shape: shape.to_vec(), kind, expected, found });
     }
-    let tensor = Tensor::f_empty(shape, (kind, Device::Cpu))?;
-    fill(&tensor, data);
-    Ok(tensor)
+    Ok(Tensor::f_empty(shape, (kind, Device::Cpu))?)
 }
 
 fn on_host(tensor: &Tensor) -> Result<Tensor, TchError> {
@@ -88,13 +114,24 @@ fn with_bytes<T>(host: &Tensor, read: impl FnOnce(&[u8]) -> T) -> T {
 /// Sets the elements of a contiguous CPU tensor that only its caller uses meanwhile. `data` is not part
 /// of it.
 pub(crate) fn fill(fresh: &Tensor, data: &[u8]) {
+    let copy = |at: usize, to: &mut [u8]| {
+        to.copy_from_slice(&data[at..at + to.len()]);
+        Ok::<(), Infallible>(())
+    };
+    let Ok(()) = fill_with(fresh, &copy);
+}
+
+/// As [`fill`], with what `read` writes into each piece of it, told where the piece begins.
+fn fill_with<E: Send>(
+    fresh: &Tensor,
+    read: &(impl Fn(usize, &mut [u8]) -> Result<(), E> + Sync),
+) -> Result<(), E> {
     let mut len = 0usize;
     // SAFETY: `fresh` is a live, contiguous CPU tensor that nobody else uses (see above).
     let to = unsafe { ffi::duet_cpu_data(ffi::raw(fresh), &mut len) };
     if to.is_null() || len == 0 {
-        return;
+        return Ok(());
     }
-    debug_assert_eq!(len, data.len());
     advise_huge(to, len);
     // SAFETY: libtorch says that `len` bytes lie at `to`; nobody else has the tensor.
     let to = unsafe { std::slice::from_raw_parts_mut(to, len) };
@@ -102,15 +139,16 @@ pub(crate) fn fill(fresh: &Tensor, data: &[u8]) {
     let threads = (tch::get_num_threads().max(1) as usize).min(len.div_ceil(SHARE));
     let share = len.div_ceil(threads);
     thread::scope(|scope| {
-        let mut pieces = to.chunks_mut(share).zip(data.chunks(share));
+        let mut pieces = to.chunks_mut(share).enumerate();
         let own = pieces.next();
-        for (to, from) in pieces {
-            scope.spawn(move || to.copy_from_slice(&from[..to.len()]));
-        }
-        if let Some((to, from)) = own {
-            to.copy_from_slice(&from[..to.len()]);
-        }
-    });
+        let others: Vec<_> =
+            pieces.map(|(at, to)| scope.spawn(move || read(at * share, to))).collect();
+        let mine = own.map_or(Ok(()), |(_, to)| read(0, to));
+        others.into_iter().fold(mine, |all, other| match other.join() {
+            Ok(one) => all.and(one),
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })
 }
 
 /// Asks for large pages under fresh memory: fewer first touches. A system without them says no, and

@@ -77,6 +77,54 @@ fn a_file_is_mapped_and_read_by_name() {
 }
 
 #[test]
+fn a_file_cut_after_it_was_opened_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.safetensors");
+    fs::write(&path, encode(&sample(), &metadata()).unwrap()).unwrap();
+    let file = TensorFile::open(&path).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(100).unwrap();
+    let error = file.load("scalar", Device::Cpu).unwrap_err().to_string();
+    assert!(error.contains("a.safetensors") && error.contains("scalar"), "{error}");
+    assert!(error.contains("cannot read"), "{error}");
+}
+
+/// What a whole file takes in memory while it is loaded, by the system's count in a process of its own:
+/// no second copy, and no page of a map.
+#[test]
+fn loading_holds_each_byte_once() {
+    const FILE: &str = "DUET_TEST_LARGE_FILE";
+    const PARTS: usize = 8;
+    const SIZE: usize = PARTS * (16 << 20);
+    if let Some(path) = std::env::var_os(FILE) {
+        let file = TensorFile::open(path).unwrap();
+        let before = peak_memory();
+        let parts = file.load_all(Device::Cpu).unwrap();
+        let taken = peak_memory() - before;
+        assert_eq!(parts.len(), PARTS);
+        assert!(taken <= SIZE + SIZE / 20, "{taken} bytes for {SIZE}");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.safetensors");
+    let part = Tensor::ones([16 << 18], (Kind::Float, Device::Cpu));
+    let contents = (0..PARTS).map(|at| (format!("part {at}"), Content::Tensor(&part))).collect();
+    write(&path, &contents, &metadata()).unwrap();
+    let done = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "loading_holds_each_byte_once", "--nocapture"])
+        .env(FILE, &path)
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// The most memory that this process has held, in bytes.
+fn peak_memory() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+}
+
+#[test]
 fn every_truncation_is_named() {
     let whole = encode(&sample(), &metadata()).unwrap();
     for len in 0..whole.len() {

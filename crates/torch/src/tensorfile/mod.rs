@@ -15,7 +15,7 @@ mod write;
 pub use dtype::{dtype_of, kind_of};
 pub use error::TensorFileError;
 pub use pieces::{Assembly, Piece, lay_pieces};
-pub use read::{Spec, TensorFile, TensorSource};
+pub use read::{Place, Spec, TensorFile, TensorSource};
 pub use safetensors::Dtype;
 pub use shards::{INDEX_SUFFIX, ShardedFile, write_sharded};
 pub use write::{Content, Metadata, encode, encode_contents, encode_into, write, write_bytes};

@@ -17,6 +17,15 @@ pub struct Spec {
     pub shape: Vec<i64>,
 }
 
+/// Where the elements of a tensor lie.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// In memory.
+    Memory(&'a [u8]),
+    /// In a file: the first byte, and how many there are.
+    File(&'a File, u64, usize),
+}
+
 /// Anything tensors can be read from by name: one file, several, or bytes in memory.
 pub trait TensorSource {
     /// All names, in order.
@@ -28,6 +37,11 @@ pub trait TensorSource {
     /// # Errors
     /// [`TensorFileError::Missing`].
     fn raw(&self, name: &str) -> Result<(Spec, &[u8]), TensorFileError>;
+    /// Where the elements lie, and what they are.
+    ///
+    /// # Errors
+    /// [`TensorFileError::Missing`].
+    fn place(&self, name: &str) -> Result<(Spec, Place<'_>), TensorFileError>;
     /// What this source is called in errors.
     fn label(&self) -> &str;
 
@@ -36,7 +50,7 @@ pub trait TensorSource {
     /// # Errors
     /// [`TensorFileError`] when it is not there or its type cannot be computed with.
     fn load(&self, name: &str, device: Device) -> Result<Tensor, TensorFileError> {
-        let (spec, data) = self.raw(name)?;
+        let (spec, place) = self.place(name)?;
         let Some(kind) = kind_of(spec.dtype) else {
             let (file, name) = (self.label().to_owned(), name.to_owned());
             return Err(TensorFileError::Unsupported {
@@ -45,8 +59,11 @@ pub trait TensorSource {
                 dtype: format!("{:?}", spec.dtype),
             });
         };
-        bytes::from_bytes(data, &spec.shape, kind)
-            .and_then(|tensor| Ok(tensor.f_to_device(device)?))
+        let host = match place {
+            Place::Memory(data) => bytes::from_bytes(data, &spec.shape, kind),
+            Place::File(file, at, len) => bytes::from_file(file, at, len, &spec.shape, kind),
+        };
+        host.and_then(|tensor| Ok(tensor.f_to_device(device)?))
             .map_err(|e| self.refused(name, e.to_string()))
     }
 
@@ -100,7 +117,7 @@ pub trait TensorSource {
 }
 
 enum Backing {
-    Mapped(Mmap),
+    Mapped(Mmap, File),
     Owned(Vec<u8>),
     Empty,
 }
@@ -108,7 +125,7 @@ enum Backing {
 impl Backing {
     fn bytes(&self) -> &[u8] {
         match self {
-            Backing::Mapped(map) => map,
+            Backing::Mapped(map, _) => map,
             Backing::Owned(bytes) => bytes,
             Backing::Empty => &[],
         }
@@ -139,7 +156,8 @@ impl TensorFile {
             Backing::Empty
         } else {
             // SAFETY: as above.
-            Backing::Mapped(unsafe { Mmap::map(&file) }.map_err(io)?)
+            let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+            Backing::Mapped(map, file)
         };
         TensorFile::parse(path.display().to_string(), data)
     }
@@ -182,6 +200,13 @@ impl TensorFile {
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
         self.data.bytes()
+    }
+
+    fn entry(&self, name: &str) -> Result<&(Spec, Range<usize>), TensorFileError> {
+        self.entries.get(name).ok_or_else(|| TensorFileError::Missing {
+            file: self.label.clone(),
+            name: name.to_owned(),
+        })
     }
 
     /// The `__metadata__` of the header.
@@ -232,11 +257,17 @@ impl TensorSource for TensorFile {
     }
 
     fn raw(&self, name: &str) -> Result<(Spec, &[u8]), TensorFileError> {
-        let (spec, range) = self.entries.get(name).ok_or_else(|| TensorFileError::Missing {
-            file: self.label.clone(),
-            name: name.to_owned(),
-        })?;
+        let (spec, range) = self.entry(name)?;
         Ok((spec.clone(), &self.data.bytes()[range.clone()]))
+    }
+
+    fn place(&self, name: &str) -> Result<(Spec, Place<'_>), TensorFileError> {
+        let (spec, range) = self.entry(name)?;
+        let place = match &self.data {
+            Backing::Mapped(_, file) => Place::File(file, range.start as u64, range.len()),
+            _ => Place::Memory(&self.data.bytes()[range.clone()]),
+        };
+        Ok((spec.clone(), place))
     }
 
     fn label(&self) -> &str {

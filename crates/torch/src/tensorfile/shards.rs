@@ -1,5 +1,5 @@
 use super::write::{io, write_bytes};
-use super::{Content, Metadata, Spec, TensorFile, TensorFileError, TensorSource, write};
+use super::{Content, Metadata, Place, Spec, TensorFile, TensorFileError, TensorSource, write};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -68,7 +68,7 @@ impl ShardedFile {
         Ok(ShardedFile { label, files, places })
     }
 
-    fn place(&self, name: &str) -> Result<&TensorFile, TensorFileError> {
+    fn file(&self, name: &str) -> Result<&TensorFile, TensorFileError> {
         self.places.get(name).map(|number| &self.files[*number]).ok_or_else(|| {
             TensorFileError::Missing { file: self.label.clone(), name: name.to_owned() }
         })
@@ -86,11 +86,15 @@ impl TensorSource for ShardedFile {
     }
 
     fn spec(&self, name: &str) -> Option<Spec> {
-        self.place(name).ok()?.spec(name)
+        self.file(name).ok()?.spec(name)
     }
 
     fn raw(&self, name: &str) -> Result<(Spec, &[u8]), TensorFileError> {
-        self.place(name)?.raw(name)
+        self.file(name)?.raw(name)
+    }
+
+    fn place(&self, name: &str) -> Result<(Spec, Place<'_>), TensorFileError> {
+        self.file(name)?.place(name)
     }
 
     fn label(&self) -> &str {
