@@ -52,6 +52,8 @@ impl Keeper {
     }
 
     async fn write(&self, job: CheckpointJob) -> Result<ArtifactRef, CoordinatorError> {
+        // From here on the scheduler need not be able to tell these iterations again.
+        self.store.settle().await?;
         let state = codec::encode_state(&job.state)?;
         let key = keys::scheduler_state(job.version, Digest::of(&state));
         let scheduler = self.store.artifacts().put(&key, Bytes::from(state)).await?;

@@ -1,8 +1,9 @@
 //! The keeper: one task that writes what may take long, in order, so that the driver need not wait.
 //!
-//! An iteration's tables are written before a checkpoint that makes the scheduler forget the
-//! iteration, and artifacts are deleted after it: jobs are done strictly one after the other, and a
-//! checkpoint is refused while tables of earlier iterations are missing.
+//! An iteration's tables are written, and synced, before a checkpoint that makes the scheduler forget
+//! the iteration (until then its state tells them again after a restart), and artifacts are deleted
+//! after it: jobs are done strictly one after the other, and a checkpoint is refused while tables of
+//! earlier iterations are missing.
 
 mod checkpoint;
 pub mod metrics;
@@ -25,7 +26,7 @@ pub const QUEUE: usize = 256;
 /// Iterations whose tables could not be written yet and are tried again; beyond that the oldest waits
 /// for a restart, which writes it again from the journal.
 const BACKLOG: usize = 64;
-/// Iterations whose tables are written at the same time, so that a disk syncs them together.
+/// Iterations whose tables are written at the same time.
 const AT_ONCE: usize = 8;
 
 /// Something to be kept.
@@ -119,6 +120,9 @@ impl Keeper {
             }
         }
         self.write_backlog().await;
+        if let Err(error) = self.store.settle().await {
+            self.fail("lineage", error.to_string());
+        }
     }
 
     /// Takes along the iterations that wait already, and what is to be deleted after them; gives back

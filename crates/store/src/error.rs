@@ -86,6 +86,17 @@ pub enum StoreError {
         /// The key.
         key: String,
     },
+    /// Files that were to be synced later could not be.
+    #[error(
+        "the disk of store {place} failed to keep what was written ({reason}): no checkpoint is made \
+         any more; see to the disk and resume the run, which writes it again"
+    )]
+    Unsynced {
+        /// The store.
+        place: String,
+        /// Which file or folder, and what the system said.
+        reason: String,
+    },
     /// Not allowed.
     #[error("store {place} refuses access to `{key}`: {reason}; check owner, mode or credentials")]
     Denied {
@@ -174,6 +185,7 @@ impl StoreError {
             StoreError::Corrupt { .. } => "corrupt",
             StoreError::TooLarge { .. } => "too-large",
             StoreError::Full { .. } => "full",
+            StoreError::Unsynced { .. } => "unsynced",
             StoreError::Denied { .. } => "denied",
             StoreError::Timeout { .. } => "timeout",
             StoreError::Unreachable { .. } => "unreachable",

@@ -25,6 +25,7 @@ pub mod folder;
 pub mod journal;
 pub mod keys;
 mod large;
+mod lazy;
 pub mod lineage;
 mod remote;
 pub mod store;

@@ -4,6 +4,7 @@ use crate::artifacts::Artifacts;
 use crate::checkpoint::Checkpoints;
 use crate::error::{Result, StoreError, name};
 use crate::large::Large;
+use crate::lazy::{Lazy, torn};
 use crate::lineage::Lineage;
 use bytes::Bytes;
 use duet_core::url::without_credentials;
@@ -74,6 +75,8 @@ pub struct Store {
     limits: Limits,
     /// How large objects are written; `None`: as all others.
     large: Option<Large>,
+    /// What is synced later; `None`: nothing is.
+    lazy: Option<Arc<Lazy>>,
     /// What to look after when a store behind a network does not answer; `None`: this is none.
     remedy: Option<Arc<str>>,
 }
@@ -113,6 +116,8 @@ impl Store {
             .with_automatic_cleanup(true);
         let root = std::fs::canonicalize(path).map_err(|error| bad(error.to_string()))?;
         let mut store = Store::with_backend(Arc::new(backend), &url);
+        store.lazy =
+            Some(Arc::new(Lazy::new(root.clone()).map_err(|error| bad(error.to_string()))?));
         store.root = Some(root.into());
         Ok(store)
     }
@@ -130,6 +135,7 @@ impl Store {
             root: None,
             limits: Limits::default(),
             large: None,
+            lazy: None,
             remedy: None,
         }
     }
@@ -237,6 +243,53 @@ impl Store {
                 large.create(self, key, bytes).await
             }
             None => self.create(key, bytes).await,
+        }
+    }
+
+    /// As [`Store::create`], but on a local disk it is synced only by [`Store::settle`]: for what can be
+    /// written again until then. What a loss of power left of the same bytes is replaced.
+    pub(crate) async fn create_lazily(&self, key: &str, bytes: Bytes) -> Result<()> {
+        let Some(lazy) = &self.lazy else { return self.create(key, bytes).await };
+        let path = self.key(key)?;
+        lazy.owe(key);
+        let put = |mode: PutMode| {
+            let (options, path, bytes) = (PutOptions::from(mode), &path, &bytes);
+            self.retry("create", key, bytes.len() as u64, move || {
+                let payload = PutPayload::from_bytes(bytes.clone());
+                lazy.backend().put_opts(path, payload, options.clone())
+            })
+        };
+        match put(PutMode::Create).await {
+            Err(StoreError::Exists { .. }) => {}
+            done => return done.map(drop),
+        }
+        let found = self.get(key).await?;
+        if found != bytes && torn(&found, &bytes) {
+            tracing::warn!(key, "half-written when the power was lost: written again");
+            return put(PutMode::Overwrite).await.map(drop);
+        }
+        Err(StoreError::Exists { place: self.place.to_string(), key: key.to_owned() })
+    }
+
+    /// Returns when all that was created lazily, by this process or one before, survives a loss of
+    /// power.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsynced`], from then on always; [`StoreError::Timeout`].
+    pub async fn settle(&self) -> Result<()> {
+        let Some(lazy) = self.lazy.clone() else { return Ok(()) };
+        let after = self.limits.timeout + self.limits.backoff * lazy.count() as u32;
+        let place = self.place.clone();
+        let aside = tokio::task::spawn_blocking(move || lazy.settle(&place));
+        match tokio::time::timeout(after, aside).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+            Err(_) => Err(StoreError::Timeout {
+                place: self.place.to_string(),
+                key: "files written lately".to_owned(),
+                operation: "sync",
+                after,
+            }),
         }
     }
 

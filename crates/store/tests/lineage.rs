@@ -77,6 +77,30 @@ async fn an_iteration_survives_and_may_be_written_again() {
     assert!(matches!(lineage.write(&other).await, Err(StoreError::Conflict { .. })));
 }
 
+#[tokio::test]
+async fn what_a_loss_of_power_left_of_a_table_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+    let (lineage, iteration) = (store.lineage(), iteration());
+    lineage.write(&iteration).await.unwrap();
+    let path = folder.path().join(duet_store::keys::table(TraceRow::TABLE, 42));
+    let whole = std::fs::read(&path).unwrap();
+    let mut holes = whole.clone();
+    holes[512..1024].fill(0);
+    for torn in [&[][..], &whole[..whole.len() / 2], &holes] {
+        std::fs::write(&path, torn).unwrap();
+        lineage.write(&iteration).await.unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), whole);
+    }
+    // Not so what another run wrote, which no loss of power leaves.
+    let mut other = iteration.clone();
+    other.trees[0].traces[1].tokens += 1;
+    assert!(matches!(lineage.write(&other).await, Err(StoreError::Conflict { .. })));
+    store.settle().await.unwrap();
+    store.settle().await.unwrap();
+    assert_eq!(lineage.read(42).await.unwrap(), Rows::from(&iteration));
+}
+
 #[test]
 fn du_8_a_missing_score_has_no_number() {
     let rows = Rows::from(&iteration());

@@ -76,7 +76,8 @@ impl Lineage {
         Lineage { store }
     }
 
-    /// Writes an iteration's account.
+    /// Writes an iteration's account. On a local disk it survives a loss of power only after
+    /// [`Store::settle`]; what such a loss left of it is replaced when it is written again.
     ///
     /// # Errors
     /// As [`Lineage::write_rows`].
@@ -90,7 +91,6 @@ impl Lineage {
     /// # Errors
     /// [`StoreError::Conflict`] when other rows are there.
     pub async fn write_rows(&self, iteration: u32, rows: &Rows) -> Result<()> {
-        // At the same time, so that a disk syncs them together.
         try_join5(
             self.write_table(iteration, &rows.prompts),
             self.write_table(iteration, &rows.traces),
@@ -134,7 +134,7 @@ impl Lineage {
     pub async fn write_table<R: Row>(&self, iteration: u32, rows: &[R]) -> Result<()> {
         let key = keys::table(R::TABLE, iteration);
         let bytes = encode(rows).map_err(|reason| self.bad(&key, reason))?;
-        match self.store.create(&key, bytes.clone()).await {
+        match self.store.create_lazily(&key, bytes).await {
             // Another version of this program may have written the same rows as other bytes.
             Err(StoreError::Exists { .. }) if self.read_table::<R>(iteration).await? == rows => {
                 Ok(())
