@@ -117,9 +117,12 @@ prop_compose! {
     fn rendezvous()(
         epoch in any::<u64>(), rank in 0..8u32, more in 1..8u32,
         store in option::of("[a-z0-9.:]{1,20}"), restore in option::of(artifact()),
+        newest in option::of((any::<u64>(), digest())),
     ) -> Rendezvous {
         let (epoch, world) = (TrainerEpoch(epoch), rank + more);
-        Rendezvous { epoch, rank: Rank(rank), world, store, restore }
+        let held = |(version, digest)| Held { version: PolicyVersion(version), digest };
+        let newest = newest.map(held);
+        Rendezvous { epoch, rank: Rank(rank), world, store, restore, newest }
     }
 }
 

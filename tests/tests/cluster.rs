@@ -111,6 +111,47 @@ fn a_run_goes_on_with_fewer_ranks_where_it_may() {
     assert!(audit.status.success(), "{}", text(&audit));
 }
 
+/// A rank is lost between two steps, and a process that knows nothing takes its place: it has the state
+/// from the other one, no checkpoint is read and no step repeated.
+#[test]
+fn a_new_rank_takes_the_state_from_the_one_that_is_left() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = Run::new(folder.path(), &[]);
+    let mut fleet = Fleet::new(&run);
+    let address = format!("http://{}", fleet.coordinator("127.0.0.1:0", false));
+    WORKERS.iter().for_each(|name| fleet.worker(name, &address));
+    let metrics = run.store.join("metrics.jsonl");
+    wait_until("the first iteration", || {
+        fleet.goes_on();
+        std::fs::read_to_string(&metrics).is_ok_and(|text| !text.is_empty())
+    });
+    let duet = |command: &str| {
+        let out = run.program("duet").args([command, &address]).output().expect("duet starts");
+        assert!(out.status.success(), "{}", text(&out));
+    };
+    duet("pause");
+    wait_until("a step's end", || {
+        let out = run.program("duet").args(["status", &address, "--json"]).output();
+        let status: serde_json::Value =
+            serde_json::from_slice(&out.expect("duet starts").stdout).expect("JSON");
+        let waits = |worker: &serde_json::Value| {
+            worker["role"] != "trainer"
+                || worker["lease"].as_str().is_some_and(|at| at.ends_with("waiting for trees"))
+        };
+        let all = status["workers"].as_array().is_some_and(|all| all.iter().all(waits));
+        status["state"] == "paused" && all
+    });
+    fleet.kill("trainer-1");
+    fleet.worker("trainer-2", &address);
+    duet("resume");
+    let status = fleet.ended();
+    assert!(status.success(), "{}", fleet.log("coordinator"));
+    assert_eq!(&run.digest(), undisturbed());
+    let said = fleet.log("trainer-2");
+    assert!(said.contains("state taken from a rank") && !said.contains("restored"), "{said}");
+    assert!(fleet.log("trainer-0").contains("state kept"), "{}", fleet.log("trainer-0"));
+}
+
 /// A step computed again from tables and artifacts: the same bits, and other bits where an artifact
 /// is no longer what it was.
 #[test]

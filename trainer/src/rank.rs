@@ -4,12 +4,14 @@ use crate::engine::batch::StepInput;
 use crate::engine::layout::Seat;
 use crate::engine::{Engine, Settings, WeightFiles, checkpoint};
 use crate::error::TrainError;
+use duet_core::work::Held;
 use duet_core::{Digest, PolicyVersion, TrainerEpoch};
 use duet_torch::collective::{AbortHandle, Collective, Gloo, GroupOptions, Nccl, Solo, Store};
 use duet_torch::tensorfile::TensorFile;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tch::{Device, Kind, Tensor};
 
 /// A rank's place in a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +124,84 @@ impl RankState {
         Ok(())
     }
 
+    /// Goes on from the newest committed version, if ranks of the group still hold it: all of them their
+    /// own share, or one of them all of it, which the others take from there. `None`: there is nobody,
+    /// and a checkpoint must be restored. The same on all ranks.
+    ///
+    /// # Errors
+    /// [`TrainError`]; who held it before, holds it still if only others failed.
+    pub fn go_on(
+        &mut self,
+        newest: Option<Held>,
+    ) -> Result<Option<(PolicyVersion, Digest)>, TrainError> {
+        let Some(newest) = newest else { return Ok(None) };
+        let group = self.group.as_deref().ok_or_else(no_group)?;
+        let seat = Seat { rank: group.rank(), world: group.world() };
+        let engine = self.engine.take();
+        let holds = match &engine {
+            Some(engine) if engine.is_whole() && engine.version() == newest.version.0 => {
+                engine.digest()? == newest.digest
+            }
+            _ => false,
+        };
+        let share = engine.as_ref().filter(|_| holds).and_then(Engine::share);
+        // What an only rank had whole is not what one of several needs, where these share it out.
+        let shares = self.settings.sharing.zero > 0 && seat.world > 1;
+        let holds = holds && share.is_some() == shares;
+        let source = source(group, Holding::of(holds, share));
+        let (mut engine, source) = match (engine, source) {
+            (engine, Err(error)) => {
+                self.engine = engine;
+                return Err(error);
+            }
+            (engine, Ok(Source::Checkpoint)) => {
+                self.engine = engine;
+                return Ok(None);
+            }
+            (Some(engine), Ok(source)) if holds => (engine, source),
+            (engine, Ok(source)) => (self.as_loaded(engine)?, source),
+        };
+        engine.stay(seat)?;
+        let done = match source {
+            Source::Peer(root) => engine.take_from(group, root, holds),
+            Source::Own | Source::Checkpoint => Ok(()),
+        };
+        if let Err(error) = done {
+            self.engine = Some(engine).filter(Engine::is_whole);
+            return Err(error);
+        }
+        let digest = engine.digest()?;
+        if digest != newest.digest {
+            let version = newest.version;
+            let reason = format!(
+                "the state of {version} that rank {} of {} went on from has weights {digest}; \
+                 committed were {}",
+                seat.rank, seat.world, newest.digest
+            );
+            return Err(TrainError::Checkpoint(reason));
+        }
+        match source {
+            Source::Peer(root) if !holds => {
+                tracing::info!(version = %newest.version, from = root, "state taken from a rank");
+            }
+            _ => tracing::info!(version = %newest.version, "state kept"),
+        }
+        self.engine = Some(engine);
+        Ok(Some((newest.version, digest)))
+    }
+
+    /// The base model: as it was loaded, where nothing has been trained or restored since.
+    fn as_loaded(&self, engine: Option<Engine>) -> Result<Engine, TrainError> {
+        match engine {
+            Some(engine) if engine.version() == 0 && engine.is_whole() => Ok(engine),
+            other => {
+                // What there was goes before its successor comes.
+                drop(other);
+                Engine::load(self.settings.clone())
+            }
+        }
+    }
+
     /// Sets models and optimisers to a checkpoint, or to the base model when there are no shards.
     ///
     /// # Errors
@@ -130,17 +210,10 @@ impl RankState {
         &mut self,
         shards: Vec<TensorFile>,
     ) -> Result<(PolicyVersion, Digest), TrainError> {
-        let mut engine = match self.engine.take() {
-            // As loaded: nothing has been trained or restored.
-            Some(engine) if engine.version() == 0 => engine,
-            other => {
-                // What there was goes before its successor comes.
-                drop(other);
-                Engine::load(self.settings.clone())?
-            }
-        };
+        let engine = self.engine.take();
+        let mut engine = self.as_loaded(engine)?;
         let group = self.group.as_deref();
-        engine.sit(
+        engine.stay(
             group.map_or(Seat::ALONE, |group| Seat { rank: group.rank(), world: group.world() }),
         )?;
         if !shards.is_empty() {
@@ -157,10 +230,18 @@ impl RankState {
     /// [`TrainError`]; the group must then form anew and restore.
     pub fn step(&mut self, input: StepInput) -> Result<Stepped, TrainError> {
         let group = self.group.as_deref().ok_or_else(no_group)?;
-        // Taken: whatever goes wrong, what is half done is not used again.
+        // Taken: what is half done is not used again.
         let mut engine = self.engine.take().ok_or_else(no_group)?;
         let (publish, rank) = (input.step.publish, group.rank());
-        let metrics = engine.step(input, group)?;
+        let metrics = match engine.step(input, group) {
+            Ok(metrics) => metrics,
+            Err(error) => {
+                // Another rank's failure leaves this one at the version before.
+                let others = matches!(error, TrainError::Collective(_) | TrainError::Peer { .. });
+                self.engine = Some(engine).filter(|engine| others && engine.is_whole());
+                return Err(error);
+            }
+        };
         let stepped = Stepped {
             version: PolicyVersion(engine.version()),
             digest: engine.digest()?,
@@ -183,6 +264,101 @@ impl RankState {
     }
 }
 
+/// Where a group's state comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// Every rank holds what it needs.
+    Own,
+    /// This rank gives it to the others.
+    Peer(u32),
+    /// Nobody can give it.
+    Checkpoint,
+}
+
+/// What a rank says of the newest version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holding {
+    /// It is at another one, or at none.
+    Nothing,
+    /// It holds all of it.
+    All,
+    /// It holds the share of this rank of so many.
+    Share(Seat),
+}
+
+impl Holding {
+    fn of(holds: bool, share: Option<Seat>) -> Holding {
+        match share {
+            _ if !holds => Holding::Nothing,
+            Some(seat) => Holding::Share(seat),
+            None => Holding::All,
+        }
+    }
+
+    fn encode(self) -> [i64; 2] {
+        match self {
+            Holding::Nothing => [0, 0],
+            Holding::All => [0, 1],
+            Holding::Share(Seat { rank, world }) => [i64::from(rank), i64::from(world) + 1],
+        }
+    }
+
+    fn decode(said: &[i64]) -> Holding {
+        let number = |at: usize| said.get(at).and_then(|n| u32::try_from(*n).ok()).unwrap_or(0);
+        match (number(0), number(1)) {
+            (_, 0) => Holding::Nothing,
+            (_, 1) => Holding::All,
+            (rank, world) => Holding::Share(Seat { rank, world: world - 1 }),
+        }
+    }
+}
+
+/// What all ranks make of what each of them holds.
+fn source(group: &dyn Collective, own: Holding) -> Result<Source, TrainError> {
+    let world = group.world();
+    let all = Tensor::f_zeros([2 * i64::from(world)], (Kind::Int64, Device::Cpu))?;
+    group.all_gather(&all, &Tensor::from_slice(&own.encode()))?;
+    let said: Vec<i64> = Vec::try_from(&all)?;
+    let held: Vec<Holding> = said.chunks(2).map(Holding::decode).collect();
+    Ok(choose(&held))
+}
+
+fn choose(held: &[Holding]) -> Source {
+    let world = held.len() as u32;
+    let seated = |(rank, held): (u32, &Holding)| *held == Holding::Share(Seat { rank, world });
+    if (0..).zip(held).all(seated) || held.iter().all(|held| *held == Holding::All) {
+        return Source::Own;
+    }
+    let whole = held.iter().position(|held| *held == Holding::All);
+    whole.map_or(Source::Checkpoint, |rank| Source::Peer(rank as u32))
+}
+
 fn no_group() -> TrainError {
     TrainError::Protocol("asked for a step without a group; it must form anew".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_comes_from_whoever_has_all_of_it_or_from_all_who_have_their_own_share() {
+        let share = |rank, world| Holding::Share(Seat { rank, world });
+        let (all, nothing) = (Holding::All, Holding::Nothing);
+        for (held, source) in [
+            (vec![all], Source::Own),
+            (vec![all, all], Source::Own),
+            (vec![nothing, all, all], Source::Peer(1)),
+            (vec![nothing, nothing], Source::Checkpoint),
+            (vec![share(0, 2), share(1, 2)], Source::Own),
+            // A share is lost, or sits elsewhere, or is one of more.
+            (vec![share(0, 2), nothing], Source::Checkpoint),
+            (vec![share(1, 2), share(0, 2)], Source::Checkpoint),
+            (vec![share(0, 3), share(1, 3)], Source::Checkpoint),
+        ] {
+            let heard: Vec<Holding> = held.iter().map(|h| Holding::decode(&h.encode())).collect();
+            assert_eq!(heard, held);
+            assert_eq!(choose(&held), source, "{held:?}");
+        }
+    }
 }

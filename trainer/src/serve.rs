@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! next assignment --Rendezvous--> rank 0: serve a store, report where
-//!                                 all: join, restore the checkpoint or the base model --> TrainerReady
+//!                                 all: join; go on from what a rank still holds, or restore the
+//!                                 checkpoint or the base model --> TrainerReady
 //!                 --Step--------> fetch this rank's trees, step with the others,
 //!                                 write weights (rank 0) --> StepDone
 //!                                 copy the checkpoint shard; write it beside the next steps
@@ -195,6 +196,17 @@ impl Trainer {
         let abort = self.group.as_ref().map(|group| group.abort.clone()).unwrap_or_default();
         let (own, address) = (place.clone(), work.store.clone());
         flat(self.device.call(move |state| state.join(&own, address.as_deref(), abort)).await)?;
+        let newest = work.newest;
+        if let Some((version, digest)) =
+            flat(self.device.call(move |state| state.go_on(newest)).await)?
+        {
+            return Ok(Report::TrainerReady {
+                epoch: work.epoch,
+                rank: work.rank,
+                version,
+                digest,
+            });
+        }
         let shards = match &work.restore {
             Some(manifest) => self.open_shards(manifest).await?,
             None => Vec::new(),

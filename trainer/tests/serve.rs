@@ -3,11 +3,12 @@
 mod common;
 
 use common::{pipeline, rollouts, settings};
-use duet_core::work::{Assignment, Rendezvous, Report, ShardDone, Step, StepDone};
+use duet_core::work::{Assignment, Held, Rendezvous, Report, ShardDone, Step, StepDone};
 use duet_core::{ArtifactRef, Digest, Generation, PolicyVersion, Rank, TrainerEpoch};
 use duet_store::{Manifest, Store};
 use duet_torch::device::DeviceThread;
 use duet_trainer::TrainError;
+use duet_trainer::engine::{OldPolicy, Settings};
 use duet_trainer::rank::RankState;
 use duet_trainer::serve::{Desk, Trainer, serve};
 use std::path::Path;
@@ -44,7 +45,14 @@ impl Desk for Scripted {
 }
 
 fn worker(model: &Path, store: &Store, aborted: &watch::Sender<Option<TrainerEpoch>>) -> Worker {
-    let settings = settings(model);
+    worker_with(settings(model), store, aborted)
+}
+
+fn worker_with(
+    settings: Settings,
+    store: &Store,
+    aborted: &watch::Sender<Option<TrainerEpoch>>,
+) -> Worker {
     let device = DeviceThread::spawn("device", move || RankState::new(settings, 1))
         .map_err(|e: TrainError| e);
     let place = ("127.0.0.1".to_owned(), Duration::from_secs(120));
@@ -62,10 +70,20 @@ async fn form(
     epoch: u64,
     restore: Option<ArtifactRef>,
 ) -> (PolicyVersion, Digest) {
+    form_at(workers, epoch, restore, None).await
+}
+
+/// As [`form`], where `newest` may still be held by a rank.
+async fn form_at(
+    workers: &mut [Worker; 2],
+    epoch: u64,
+    restore: Option<ArtifactRef>,
+    newest: Option<Held>,
+) -> (PolicyVersion, Digest) {
     let epoch = TrainerEpoch(epoch);
     let call = |rank: u32, store: Option<String>| {
-        let restore = restore.clone();
-        Assignment::Rendezvous(Rendezvous { epoch, rank: Rank(rank), world: 2, store, restore })
+        let (rank, restore) = (Rank(rank), restore.clone());
+        Assignment::Rendezvous(Rendezvous { epoch, rank, world: 2, store, restore, newest })
     };
     workers[0].to.send(call(0, None)).await.unwrap();
     let Some(Report::StoreReady { address, .. }) = workers[0].from.recv().await else {
@@ -188,6 +206,70 @@ async fn groups_form_step_restore_and_form_again_after_being_called_off() {
     }
 }
 
+/// Three steps by two ranks, of which the third is begun, called off and taken by a new group: of the
+/// same processes, or with one of them replaced by a new one. Gives what all that was at: the version
+/// that the new group formed at, the weights in the end, the shards in the end.
+async fn disturbed(
+    settings: &Settings,
+    replaced: Option<usize>,
+) -> (PolicyVersion, Digest, Vec<Digest>) {
+    let store = Store::memory();
+    let aborted = watch::Sender::new(None);
+    let mut workers = [0, 1].map(|_| worker_with(settings.clone(), &store, &aborted));
+    form(&mut workers, 1, None).await;
+    let first = stored_step(&store, 1, 0).await;
+    let first = Step { checkpoint: false, ..first };
+    step(&mut workers, &first).await;
+    let second = Step { iteration: 1, publish: false, ..first };
+    let (done, _) = step(&mut workers, &second).await;
+    let weights = &done[0].weights;
+    let newest = Some(Held { version: weights.version, digest: weights.digest });
+    // Rank 1 never hears of the step; rank 0 leaves in the midst of it.
+    let third = Step { iteration: 2, ..second };
+    workers[0].to.send(Assignment::Step(third.clone())).await.unwrap();
+    aborted.send_replace(Some(TrainerEpoch(1)));
+    let report = workers[0].from.recv().await;
+    assert!(matches!(report, Some(Report::TrainerFailed { .. })), "{report:?}");
+    if let Some(rank) = replaced {
+        workers[rank] = worker_with(settings.clone(), &store, &aborted);
+    }
+    let (formed, _) = form_at(&mut workers, 2, None, newest).await;
+    let (mut done, mut shards) = (None, Vec::new());
+    for iteration in formed.0 as u32..3 {
+        let checkpoint = iteration == 2;
+        let next = Step { epoch: TrainerEpoch(2), iteration, checkpoint, ..third.clone() };
+        let taken = step(&mut workers, &next).await;
+        (done, shards) = (Some(taken.0), taken.1);
+    }
+    let shards = shards.iter().flat_map(|one| &one.shards).map(|shard| shard.digest).collect();
+    (formed, done.unwrap()[0].weights.digest, shards)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_rank_takes_the_state_from_one_that_holds_it_and_nothing_is_repeated() {
+    let folder = tempfile::tempdir().unwrap();
+    pipeline().save(folder.path()).unwrap();
+    let mut settings = settings(folder.path());
+    (settings.llm.ema, settings.dit.ema) = (0.5, 0.75);
+    settings.dit.old = OldPolicy::Rising;
+    let (kept, weights, shards) = disturbed(&settings, None).await;
+    assert_eq!((kept, shards.len()), (PolicyVersion(2), 2));
+    for replaced in [0, 1] {
+        let (version, digest, found) = disturbed(&settings, Some(replaced)).await;
+        assert_eq!(version, PolicyVersion(2), "nothing is repeated");
+        assert_eq!(digest, weights);
+        // Moments, averages and counters, too.
+        assert_eq!(found, shards, "rank {replaced} was replaced");
+    }
+    // A share of the optimiser's state that was lost is nobody's to give: from the base model on.
+    settings.sharing.zero = 1;
+    let (version, digest, found) = disturbed(&settings, Some(1)).await;
+    assert_eq!((version, digest), (PolicyVersion(0), weights));
+    let (version, digest, whole) = disturbed(&settings, None).await;
+    assert_eq!((version, digest), (PolicyVersion(2), weights));
+    assert_eq!(found, whole);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_done_is_reported_and_the_rank_lives_on() {
     let folder = tempfile::tempdir().unwrap();
@@ -212,7 +294,7 @@ async fn what_cannot_be_done_is_reported_and_the_rank_lives_on() {
         bytes: 7,
     });
     let (epoch, rank) = (TrainerEpoch(1), Rank(0));
-    let call = Rendezvous { epoch, rank, world: 1, store: None, restore };
+    let call = Rendezvous { epoch, rank, world: 1, store: None, restore, newest: None };
     worker.to.send(Assignment::Rendezvous(call.clone())).await.unwrap();
     assert!(matches!(worker.from.recv().await, Some(Report::StoreReady { .. })));
     let (kind, reason) = failed(worker.from.recv().await);

@@ -274,6 +274,18 @@ pub struct Rendezvous {
     pub store: Option<String>,
     /// The checkpoint to restore from; `None`: the base model, version 0.
     pub restore: Option<ArtifactRef>,
+    /// The newest committed version. Where ranks of the group still hold it, the others take it from
+    /// them and nothing is restored.
+    pub newest: Option<Held>,
+}
+
+/// A state of models and optimisers, by the weights in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The policy version.
+    pub version: PolicyVersion,
+    /// Hash over all trained tensors.
+    pub digest: Digest,
 }
 
 /// One optimiser step (or several updates, if so configured) over one iteration's trees.

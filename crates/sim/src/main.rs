@@ -72,11 +72,12 @@ fn many(first: u64, seeds: u64, threads: u64) -> ExitCode {
     });
     outcomes.sort_by_key(|(seed, _)| *seed);
     let mut all = blake3::Hasher::new();
-    let mut events = 0;
+    let (mut events, mut handed_on) = (0, 0);
     let mut failures = BTreeMap::<&str, u64>::new();
     for (_, outcome) in &outcomes {
         all.update(outcome.trace.as_bytes());
         events += outcome.events;
+        handed_on += outcome.handed_on;
         for (kind, count) in &outcome.failures {
             *failures.entry(kind).or_default() += count;
         }
@@ -88,6 +89,7 @@ fn many(first: u64, seeds: u64, threads: u64) -> ExitCode {
     let trace = &all.finalize().to_hex()[..16];
     let (good, missing) = (outcomes.len() - broken.len(), seeds - outcomes.len() as u64);
     println!("failures met: {failures:?}");
+    println!("{handed_on} trainer groups went on from what one of their ranks held");
     println!("{good} of {seeds} seeds held, {events} events, trace {trace}");
     if missing > 0 {
         println!("{missing} seeds ended in a panic");

@@ -27,6 +27,8 @@ pub struct Outcome {
     pub failed_trees: Vec<TreeId>,
     /// Failures by kind.
     pub failures: BTreeMap<String, u64>,
+    /// Trainer groups that went on from what a rank of the one before held.
+    pub handed_on: u64,
 }
 
 /// Simulates one seed, and compares its weights with those of the same run undisturbed.
@@ -90,6 +92,7 @@ fn once(options: &Options) -> Outcome {
         weights: Some(world.oracle.final_digest()),
         failed_trees: world.oracle.failed_trees(),
         failures: world.failures.clone(),
+        handed_on: world.handed_on,
     }
 }
 

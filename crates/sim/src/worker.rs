@@ -7,7 +7,7 @@ use crate::options::Options;
 use crate::world::{Happening, Reply, World};
 use duet_core::scheduler::{SHARD, Verdict};
 use duet_core::work::{
-    Assignment, Done, Lease, LeaseId, Outcome, Rendezvous, Report, Score, ShardDone, Step,
+    Assignment, Done, Held, Lease, LeaseId, Outcome, Rendezvous, Report, Score, ShardDone, Step,
     StepDone, Weights, Work,
 };
 use duet_core::{Attempt, Digest, Millis, PolicyVersion, Rank, Role, TrainerEpoch, WorkerId};
@@ -89,6 +89,8 @@ pub struct Process {
     task: u64,
     versions: BTreeSet<PolicyVersion>,
     seat: Option<Seat>,
+    /// What its models and optimisers are at, in a group or not.
+    state: Option<Held>,
     /// Shards that are being written or told of, by request: at most one.
     saves: BTreeMap<u64, Report>,
 }
@@ -123,6 +125,7 @@ impl Process {
                     task: 0,
                     versions: BTreeSet::new(),
                     seat: None,
+                    state: None,
                     saves: BTreeMap::new(),
                 });
             }
@@ -149,6 +152,7 @@ impl Process {
         self.step = None;
         self.versions = BTreeSet::from([PolicyVersion(0)]);
         self.seat = None;
+        self.state = None;
         self.saves.clear();
     }
 }
@@ -391,9 +395,10 @@ impl World {
     }
 
     fn sit_down(&mut self, worker: usize, rendezvous: &Rendezvous) {
-        let Rendezvous { epoch, rank, restore, .. } = rendezvous;
+        let Rendezvous { epoch, rank, restore, newest, .. } = rendezvous;
         let base = (PolicyVersion(0), Digest([0; 32]));
         let held = match restore {
+            _ if self.holds_newest(rendezvous) => newest.map(|held| (held.version, held.digest)),
             Some(manifest) => self.coordinator.manifests.get(&manifest.key).copied(),
             None => Some(base),
         };
@@ -415,7 +420,22 @@ impl World {
         }
         reports.push_back((span, Report::TrainerReady { epoch, rank, version, digest: said }));
         self.processes[worker].seat = Some(Seat { epoch, rank, version, digest });
+        self.processes[worker].state = Some(Held { version, digest });
         self.processes[worker].reports = reports;
+    }
+
+    /// Whether the ranks of a group go on from the newest committed version, which one of them holds.
+    /// What the first one finds is what they agree on.
+    fn holds_newest(&mut self, rendezvous: &Rendezvous) -> bool {
+        let Some(newest) = rendezvous.newest else { return false };
+        if let Some(agreed) = self.agreed.get(&rendezvous.epoch.0) {
+            return *agreed;
+        }
+        let holds = |process: &Process| process.up && process.state == Some(newest);
+        let agreed = self.processes.iter().any(holds) && self.dice.permille(700);
+        self.agreed.insert(rendezvous.epoch.0, agreed);
+        self.handed_on += u64::from(agreed);
+        agreed
     }
 
     /// A rank is through with a step, or its group has come apart meanwhile.
@@ -441,6 +461,7 @@ impl World {
         let mut digest = model::after(seat.digest, step);
         let version = PolicyVersion(seat.version.0 + u64::from(step.update));
         self.processes[worker].seat = Some(Seat { version, digest, ..seat });
+        self.processes[worker].state = Some(Held { version, digest });
         if self.options.spec.world > 1 && self.lies_in_earnest(worker) {
             digest.0[0] ^= 1;
         }

@@ -81,6 +81,10 @@ pub struct World {
     pub processes: Vec<Process>,
     /// Trainer groups by epoch: rank, process and session.
     pub groups: BTreeMap<u64, BTreeMap<u32, (usize, u64)>>,
+    /// Whether a group goes on from what one of its ranks holds, by epoch.
+    pub agreed: BTreeMap<u64, bool>,
+    /// How many did.
+    pub handed_on: u64,
     /// Shards of checkpoints that lie in the store.
     pub durable: BTreeSet<ArtifactRef>,
     /// Shards that could not be written.
@@ -113,6 +117,8 @@ impl World {
             coordinator: Coordinator::new(options.prompts),
             processes: Process::all(&options),
             groups: BTreeMap::new(),
+            agreed: BTreeMap::new(),
+            handed_on: 0,
             durable: BTreeSet::new(),
             failed_shards: 0,
             save_requests: 0,

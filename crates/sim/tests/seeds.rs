@@ -4,10 +4,13 @@ use duet_sim::{Faults, Options, simulate};
 
 #[test]
 fn two_hundred_seeds_hold() {
+    let mut handed_on = 0;
     for seed in 0..200 {
         let outcome = simulate(&Options::new(seed));
         assert_eq!(outcome.broken, None, "SEED={seed}");
+        handed_on += outcome.handed_on;
     }
+    assert!(handed_on > 20, "{handed_on} groups went on from what one of their ranks held");
 }
 
 #[test]

@@ -98,6 +98,11 @@ impl AdamW {
         self.steps
     }
 
+    /// Says how many steps led to the state, which was written into [`state`](AdamW::state)'s tensors.
+    pub fn set_steps(&mut self, steps: u64) {
+        self.steps = steps;
+    }
+
     /// The constants.
     pub fn options(&self) -> AdamWOptions {
         self.options
@@ -149,7 +154,8 @@ impl AdamW {
     }
 
     /// The state as tensors `{parameter}.exp_avg`, `.exp_avg_sq` and, for half precision,
-    /// `.master`; shared with the optimiser, so write or copy them before the next step.
+    /// `.master`; shared with the optimiser, so write or copy them before the next step
+    /// or [`load`](AdamW::load).
     pub fn state(&self) -> Tensors {
         let mut state = Tensors::new();
         for (name, slot) in &self.slots {
@@ -167,23 +173,17 @@ impl AdamW {
     /// # Errors
     /// [`OptimError`] when a tensor is missing or has another shape; then nothing was changed.
     pub fn load(&mut self, steps: u64, state: &Tensors) -> Result<(), OptimError> {
-        let find = |name: &str, part: &str, like: &Tensor| -> Result<Tensor, OptimError> {
-            let key = format!("{name}.{part}");
-            let tensor = state.get(&key).ok_or_else(|| OptimError::Missing(key.clone()))?;
-            same_shape(&key, tensor, like)?;
-            // A copy: the optimiser writes in place.
-            let mut copy = like.f_empty_like()?;
-            copy.f_copy_(&tensor.f_detach()?)?;
-            Ok(copy)
-        };
-        let mut slots = std::collections::BTreeMap::new();
-        for (name, slot) in &self.slots {
-            let master = slot.master.as_ref().map(|like| find(name, MASTER, like)).transpose()?;
-            let exp_avg = find(name, EXP_AVG, &slot.exp_avg)?;
-            let exp_avg_sq = find(name, EXP_AVG_SQ, &slot.exp_avg_sq)?;
-            slots.insert(name.clone(), Slot { exp_avg, exp_avg_sq, master });
+        let own = self.state();
+        for (key, own) in &own {
+            let loaded = state.get(key).ok_or_else(|| OptimError::Missing(key.clone()))?;
+            same_shape(key, loaded, own)?;
         }
-        self.slots = slots;
+        // In place, so that the state is in memory only twice meanwhile.
+        for (key, mut own) in own {
+            if let Some(loaded) = state.get(&key) {
+                own.f_copy_(&loaded.f_detach()?)?;
+            }
+        }
         self.steps = steps;
         Ok(())
     }

@@ -2,16 +2,16 @@
 
 use super::DecodeError;
 use super::basic::{
-    MAX_KEY, MAX_REASON, MAX_TEXT, clip_reason, decode_all, decode_seed, finite, list, required,
-    text,
+    MAX_KEY, MAX_REASON, MAX_TEXT, clip_reason, decode_all, decode_digest, decode_seed, finite,
+    list, required, text,
 };
 use super::report::MAX_LEAVES;
 use crate::v1 as wire;
 use duet_core::work::{
-    Assignment, Lease, LeaseId, RenderWork, Rendezvous, ScoreWork, Step, ThinkWork, TrainTrace,
-    TrainTree, Unit, Work,
+    Assignment, Held, Lease, LeaseId, RenderWork, Rendezvous, ScoreWork, Step, ThinkWork,
+    TrainTrace, TrainTree, Unit, Work,
 };
-use duet_core::{ArtifactRef, Millis, Rank, TrainerEpoch};
+use duet_core::{ArtifactRef, Millis, PolicyVersion, Rank, TrainerEpoch};
 
 /// Most trees in one step.
 pub const MAX_TREES: usize = 16 * 1024;
@@ -155,6 +155,9 @@ impl From<&Rendezvous> for wire::Rendezvous {
             world: from.world,
             store: from.store.clone(),
             restore: from.restore.as_ref().map(Into::into),
+            newest: from
+                .newest
+                .map(|held| wire::Held { version: held.version.0, digest: held.digest.0.to_vec() }),
         }
     }
 }
@@ -168,12 +171,17 @@ impl TryFrom<wire::Rendezvous> for Rendezvous {
             return Err(DecodeError::Contradiction { field: "rendezvous.rank", why });
         }
         let store = from.store.map(|store| text("rendezvous.store", store, MAX_KEY));
+        let held = |held: wire::Held| {
+            let digest = decode_digest("rendezvous.newest.digest", &held.digest)?;
+            Ok::<_, DecodeError>(Held { version: PolicyVersion(held.version), digest })
+        };
         Ok(Rendezvous {
             epoch: TrainerEpoch(from.epoch),
             rank: Rank(from.rank),
             world: from.world,
             store: store.transpose()?,
             restore: from.restore.map(ArtifactRef::try_from).transpose()?,
+            newest: from.newest.map(held).transpose()?,
         })
     }
 }

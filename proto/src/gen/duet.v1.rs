@@ -333,6 +333,20 @@ pub struct Rendezvous {
     /// The checkpoint to restore from; absent: the base model.
     #[prost(message, optional, tag = "5")]
     pub restore: ::core::option::Option<ArtifactRef>,
+    /// The newest committed version; where a rank still holds it, the others take it from that rank and
+    /// nothing is restored. Absent: there is none.
+    #[prost(message, optional, tag = "6")]
+    pub newest: ::core::option::Option<Held>,
+}
+/// A state of models and optimisers, by the weights in it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Held {
+    /// The policy version.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// Hash over all trained tensors, 32 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub digest: ::prost::alloc::vec::Vec<u8>,
 }
 /// An advantage that may be missing.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
@@ -1709,6 +1723,22 @@ pub struct WorkerStatus {
     #[prost(uint64, tag = "8")]
     pub failed: u64,
 }
+/// How the newest weights came to the rollout workers.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct Publication {
+    /// The policy version.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// Bytes of its files; a worker fetches those that it does not hold.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// Workers that have fetched, verified and loaded it.
+    #[prost(uint32, tag = "3")]
+    pub workers: u32,
+    /// Seconds from telling a worker to its word that it holds them: the slowest one.
+    #[prost(double, tag = "4")]
+    pub seconds: f64,
+}
 /// The run.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Status {
@@ -1772,6 +1802,9 @@ pub struct Status {
     /// The incarnation of the trainer group; zero: none was formed yet.
     #[prost(uint64, tag = "20")]
     pub trainer_epoch: u64,
+    /// The newest version that came to a rollout worker; absent: none since this coordinator started.
+    #[prost(message, optional, tag = "21")]
+    pub publication: ::core::option::Option<Publication>,
 }
 /// What a run is doing as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

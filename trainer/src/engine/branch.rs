@@ -149,31 +149,77 @@ impl Branch {
     pub fn sit(&mut self, seat: Seat, sharing: Sharing) -> Result<(), TrainError> {
         match &mut self.seated {
             Some(seated) if seated.gradient.layout().seat() == seat => return Ok(()),
-            Some(seated) if seated.optimiser.steps() > 0 => {
-                let fresh = Gradient::new(&self.params, seat, sharing)?;
-                if seated.gradient.is_shared() || fresh.is_shared() {
-                    let reason = format!(
-                        "the {} optimiser's state is shared out; it must be restored to become \
-                         rank {} of {}",
-                        self.name, seat.rank, seat.world
-                    );
-                    return Err(TrainError::Protocol(reason));
-                }
-                seated.own = fresh.own()?;
-                for own in &seated.own {
-                    let shape = self.params[&own.name].size();
-                    let view = own.grad.f_view(shape.as_slice())?;
-                    seated.grads.insert(own.name.clone(), view);
-                }
-                seated.gradient = fresh;
-                return Ok(());
-            }
+            Some(seated) if seated.optimiser.steps() > 0 => return self.stay(seat, sharing),
             _ => {}
         }
         // What there was goes before its successor comes.
         self.seated = None;
         self.seated = Some(Seated::new(&self.params, &self.settings, seat, sharing)?);
         Ok(())
+    }
+
+    /// Takes a place in another group with the state it has, and with fresh memory for the gradient: what
+    /// was under way in a group that came apart may still be written into the old.
+    ///
+    /// # Errors
+    /// As [`sit`](Self::sit).
+    pub fn stay(&mut self, seat: Seat, sharing: Sharing) -> Result<(), TrainError> {
+        let Some(seated) = &mut self.seated else { return self.sit(seat, sharing) };
+        let moves = seated.gradient.layout().seat() != seat;
+        if moves && sharing.zero > 0 && (seated.gradient.is_shared() || seat.world > 1) {
+            let reason = format!(
+                "the {} optimiser's state is shared out; it must be restored to become rank {} of {}",
+                self.name, seat.rank, seat.world
+            );
+            return Err(TrainError::Protocol(reason));
+        }
+        // What there was goes before its successor comes.
+        seated.own.clear();
+        seated.grads.clear();
+        seated.gradient = Gradient::new(&Tensors::new(), seat, sharing)?;
+        seated.gradient = Gradient::new(&self.params, seat, sharing)?;
+        seated.own = seated.gradient.own()?;
+        for own in &seated.own {
+            let leaf = &seated.leaves[own.param];
+            let view = match own.len == leaf.numel() as i64 {
+                true => own.grad.f_view(leaf.size().as_slice())?,
+                false => own.grad.shallow_clone(),
+            };
+            seated.grads.insert(own.name.clone(), view);
+        }
+        Ok(())
+    }
+
+    /// Replaces the state by rank `root`'s. All ranks of a group that hold it whole call this.
+    ///
+    /// # Errors
+    /// [`TrainError::Collective`]; then the branch must not be used.
+    pub fn take_from(&mut self, group: &dyn Collective, root: u32) -> Result<(), TrainError> {
+        let mut pieces = self.state();
+        pieces.sort_by(|a, b| a.name.cmp(&b.name));
+        for Piece { tensor, .. } in pieces {
+            let flat = tensor.f_contiguous()?.f_view(-1)?;
+            // As bytes: they are copied, not computed with.
+            group.broadcast(&flat.f_view_dtype(Kind::Uint8)?, root)?;
+            if !tensor.is_contiguous() {
+                let whole = flat.f_view(tensor.size().as_slice())?;
+                tch::no_grad(|| tensor.shallow_clone().f_copy_(&whole))?;
+            }
+        }
+        let steps = Tensor::from(self.steps() as i64);
+        group.broadcast(&steps, root)?;
+        self.seated_mut()?.optimiser.set_steps(u64::try_from(steps.int64_value(&[])).unwrap_or(0));
+        Ok(())
+    }
+
+    /// Whether ranks share the optimiser's state out.
+    pub fn is_shared(&self) -> bool {
+        self.seated.as_ref().is_some_and(|seated| seated.gradient.is_shared())
+    }
+
+    /// Its place in a group; `None` until it has one.
+    pub fn seat(&self) -> Option<Seat> {
+        self.seated.as_ref().map(|seated| seated.gradient.layout().seat())
     }
 
     /// Whether it has no place in a group yet.

@@ -52,6 +52,8 @@ pub struct Engine {
     llm_base: Option<Lm>,
     dit_base: Option<Dit>,
     version: u64,
+    /// Whether an update is half done: the state is not that of any version.
+    torn: bool,
 }
 
 /// What the policy at the first update on a batch gave, for the later ones.
@@ -91,7 +93,7 @@ impl Engine {
         let llm = Branch::new("llm", &mut pipeline.lm, Lm::params, llm, &seed(0))?;
         let dit = settings.dit.clone();
         let dit = Branch::new("dit", &mut pipeline.dit, Dit::params, dit, &seed(1))?;
-        Ok(Engine { settings, pipeline, llm, dit, llm_base, dit_base, version: 0 })
+        Ok(Engine { settings, pipeline, llm, dit, llm_base, dit_base, version: 0, torn: false })
     }
 
     /// Takes a place in a group; [`step`](Self::step) and restoring do, where nobody did.
@@ -102,6 +104,47 @@ impl Engine {
         let sharing = self.settings.sharing;
         self.llm.sit(seat, sharing)?;
         self.dit.sit(seat, sharing)
+    }
+
+    /// Takes a place in a new group with the state it has.
+    ///
+    /// # Errors
+    /// As [`sit`](Self::sit).
+    pub fn stay(&mut self, seat: Seat) -> Result<(), TrainError> {
+        let sharing = self.settings.sharing;
+        self.llm.stay(seat, sharing)?;
+        self.dit.stay(seat, sharing)
+    }
+
+    /// Whether it holds the state of its version: no update is half done.
+    pub fn is_whole(&self) -> bool {
+        !self.torn
+    }
+
+    /// Where its state is shared out among ranks: this rank's place among them.
+    pub fn share(&self) -> Option<Seat> {
+        [&self.llm, &self.dit].into_iter().find(|b| b.is_shared()).and_then(Branch::seat)
+    }
+
+    /// Replaces the state by rank `root`'s, where no rank has it shared out. All ranks call this; those
+    /// that hold the same state already say so, and keep it whatever happens.
+    ///
+    /// # Errors
+    /// [`TrainError::Collective`]; then what it holds is not whole, unless it was before.
+    pub fn take_from(
+        &mut self,
+        group: &dyn Collective,
+        root: u32,
+        holds: bool,
+    ) -> Result<(), TrainError> {
+        self.torn = !holds;
+        self.llm.take_from(group, root)?;
+        self.dit.take_from(group, root)?;
+        let version = Tensor::from(self.version as i64);
+        group.broadcast(&version, root)?;
+        self.version = u64::try_from(version.int64_value(&[])).unwrap_or(0);
+        self.torn = false;
+        Ok(())
     }
 
     /// Takes the place of an only rank, unless it has one.
@@ -189,6 +232,7 @@ impl Engine {
         metrics.insert("llm/sequences".to_owned(), totals.sequences);
         metrics.insert("dit/terms".to_owned(), batch.dit_terms);
         self.version += 1;
+        self.torn = false;
         Ok(metrics)
     }
 
@@ -233,6 +277,7 @@ impl Engine {
             metrics.insert(format!("{name}/grad_norm"), norm);
             metrics.insert(format!("{name}/learning_rate"), lr);
         }
+        self.torn = true;
         branches.into_iter().try_for_each(|branch| branch.step(group))?;
         Ok(metrics)
     }

@@ -4,7 +4,7 @@ use super::record::Fate;
 use crate::reward::{TreeRewards, component_rewards, tree_rewards};
 use crate::schedule::Plateau;
 use crate::spec::RunSpec;
-use crate::work::{Gates, LeafScores, Trace, Unit, Weights};
+use crate::work::{Gates, Held, LeafScores, Trace, Unit, Weights};
 use crate::{
     ArtifactRef, Digest, Generation, PolicyVersion, SubtreeId, TrainerEpoch, TreeId, WorkerId,
 };
@@ -206,6 +206,19 @@ impl State {
     pub fn trained_digest(&self, version: PolicyVersion) -> Option<Digest> {
         let step = self.steps.get(&u32::try_from(version.0.checked_sub(1)?).ok()?)?;
         Some(step.retaken.unwrap_or(step.weights.digest))
+    }
+
+    /// What a trainer that was in the group before may still hold and others may go on from: the newest
+    /// committed version, unless some of the steps that led to it came out anew since and others not.
+    pub fn newest_held(&self) -> Option<Held> {
+        let saved = self.checkpoint.as_ref().map_or(0, |(version, _)| version.0 as u32);
+        let mut anew = self.steps.range(saved..).map(|(_, step)| step.retaken.map(|_| step.world));
+        let first = anew.next();
+        if first.is_some_and(|first| anew.any(|step| step != first)) {
+            return None;
+        }
+        let digest = self.trained_digest(self.version)?;
+        Some(Held { version: self.version, digest })
     }
 
     /// Whether the newest group, repeating the steps since the checkpoint, must come out at the bits

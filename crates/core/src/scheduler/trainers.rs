@@ -8,15 +8,17 @@
 //! A group in `Ready` or `Stepping` may still be writing the checkpoint of an earlier step: see
 //! `saving`.
 //!
-//! Every new group restores the newest checkpoint and repeats the committed steps since then from
-//! their stored trees. The digest must come out as journaled; nothing is sampled twice. A group of
-//! another size, where the run allows one, cannot repeat the bits: what comes out is journaled anew.
+//! A new group goes on from the newest committed version where one of its ranks still holds that and
+//! can give it to the others. Else it restores the newest checkpoint and repeats the committed steps
+//! since then from their stored trees. The digest must come out as journaled; nothing is sampled
+//! twice. A group of another size, where the run allows one, cannot repeat the bits: what comes out is
+//! journaled anew.
 
 use super::api::{Effect, FinishReason};
 use super::record::Record;
 use super::{Scheduler, Verdict};
 use crate::mutation::Mutation;
-use crate::work::{Assignment, Rendezvous, Step, StepDone};
+use crate::work::{Assignment, Held, Rendezvous, Step, StepDone};
 use crate::{ArtifactRef, Digest, Millis, PolicyVersion, Rank, Role, TrainerEpoch, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +30,10 @@ pub(super) enum Group {
         members: Vec<WorkerId>,
         /// What its ranks restore: the same for all of them, whatever is written meanwhile.
         restore: Option<(PolicyVersion, ArtifactRef)>,
+        /// What its ranks may go on from instead, if one of them holds it.
+        newest: Option<Held>,
+        /// Which of the two it is, once a rank has said so.
+        version: Option<PolicyVersion>,
         told: BTreeSet<u32>,
         store: Option<String>,
         ready: BTreeSet<u32>,
@@ -83,7 +89,7 @@ impl Group {
         self.members().iter().position(|m| m == worker).map(|rank| rank as u32)
     }
 
-    /// The version its ranks hold, or will when they are restored.
+    /// The version its ranks hold, or will at least when they are restored.
     pub(super) fn version(&self) -> Option<PolicyVersion> {
         match self {
             Group::None => None,
@@ -150,6 +156,8 @@ impl Scheduler {
         self.group = Group::Forming {
             members,
             restore: self.state.checkpoint.clone(),
+            newest: self.state.newest_held(),
+            version: None,
             told: BTreeSet::new(),
             store: None,
             ready: BTreeSet::new(),
@@ -214,7 +222,7 @@ impl Scheduler {
         let waits = |id: &WorkerId| self.workers.get(id).is_some_and(|w| w.waiting);
         let mut messages: Vec<(WorkerId, Assignment)> = Vec::new();
         match &mut self.group {
-            Group::Forming { members, restore, told, store, .. } => {
+            Group::Forming { members, restore, newest, told, store, .. } => {
                 for (rank, member) in (0u32..).zip(members.iter()) {
                     let may = rank == 0 || store.is_some();
                     if may && waits(member) && told.insert(rank) {
@@ -224,6 +232,7 @@ impl Scheduler {
                             world: members.len() as u32,
                             store: if rank == 0 { None } else { store.clone() },
                             restore: restore.as_ref().map(|(_, manifest)| manifest.clone()),
+                            newest: *newest,
                         };
                         messages.push((member.clone(), Assignment::Rendezvous(rendezvous)));
                     }
@@ -272,17 +281,22 @@ impl Scheduler {
         if epoch != self.state.epoch || self.group.rank_of(worker) != Some(rank.0) {
             return Verdict::Stale;
         }
-        let Group::Forming { members, restore, ready, .. } = &mut self.group else {
+        let Group::Forming { members, restore, newest, version: agreed, ready, .. } =
+            &mut self.group
+        else {
             return Verdict::Duplicate;
         };
-        let expected = restore.as_ref().map_or(PolicyVersion(0), |(version, _)| *version);
-        let committed = self.state.trained_digest(expected);
+        let saved = restore.as_ref().map_or(PolicyVersion(0), |(version, _)| *version);
+        let held = newest.map(|held| held.version);
+        let expected = agreed.unwrap_or_else(|| held.filter(|h| *h == version).unwrap_or(saved));
+        let committed = self.state.trained_digest(version);
         let differs = committed.filter(|committed| *committed != digest);
         if version != expected {
             let text = format!("{worker} restored {version} instead of {expected}");
             self.fail_group(worker, "restore", &text);
             return Verdict::Refused(text);
         }
+        *agreed = Some(version);
         if let Some(committed) = differs.filter(|_| !Mutation::SkipDigest.on()) {
             let text = format!(
                 "{worker} restored {version} with digest {digest}, but it was committed with \

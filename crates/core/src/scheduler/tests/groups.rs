@@ -136,3 +136,99 @@ fn stopping_without_trainers_ends_at_once_and_a_complete_run_needs_none() {
     again.handle_timeout(Millis(1));
     assert_eq!(again.finished(), Some(&FinishReason::Completed));
 }
+
+/// Three steps without a checkpoint, then a rank is lost and comes back.
+fn after_a_lost_rank(peers: bool) -> World {
+    let mut world = World::new(RunSpec { iterations: 6, checkpoint_every: 8, ..spec() });
+    world.join(1);
+    for _ in 0..3 {
+        for (rank, (worker, step)) in (0u32..).zip(&until_step(&mut world)) {
+            let report = step_done(step, rank, digest_after(step), 0.5);
+            world.event(Event::Reported { worker: worker.clone(), session: 1, report });
+        }
+        polled(&mut world);
+    }
+    assert_eq!(world.scheduler.state().version, PolicyVersion(3));
+    until_step(&mut world);
+    world.peers = peers;
+    let lost = WorkerId::from("trainer-1");
+    world.event(Event::Left { worker: lost.clone(), session: 1, reason: "killed".to_owned() });
+    world.event(Event::Registered { worker: lost, role: Role::Trainer, session: 2 });
+    for (name, session) in [("trainer-0", 1), ("trainer-1", 2)] {
+        world.event(Event::Polled { worker: name.into(), session });
+    }
+    world
+}
+
+/// The rendezvous that both ranks were told of.
+fn told(world: &mut World) -> Vec<(WorkerId, Rendezvous)> {
+    let mut told = Vec::new();
+    loop {
+        world.inbox.retain(|(worker, assignment)| match assignment {
+            Assignment::Rendezvous(r) => {
+                told.push((worker.clone(), r.clone()));
+                false
+            }
+            _ => true,
+        });
+        let Some((first, r)) = told.first().filter(|_| told.len() == 1) else { return told };
+        let report = Report::StoreReady { epoch: r.epoch, address: "h:1".to_owned() };
+        let worker = first.clone();
+        let session = if worker.0.ends_with('0') { 1 } else { 2 };
+        world.event(Event::Reported { worker, session, report });
+    }
+}
+
+#[test]
+fn a_group_whose_ranks_hold_the_newest_version_goes_on_from_it_and_repeats_nothing() {
+    for (peers, next) in [(true, 3), (false, 0)] {
+        let mut world = after_a_lost_rank(peers);
+        while !world.inbox.iter().any(|(_, a)| matches!(a, Assignment::Step(_))) {
+            let session = if world.inbox.front().unwrap().0.0.ends_with('1') { 2 } else { 1 };
+            world.step(session);
+        }
+        let step = world.inbox.iter().find_map(|(_, a)| match a {
+            Assignment::Step(step) => Some(step),
+            _ => None,
+        });
+        assert_eq!(step.unwrap().iteration, next, "peers: {peers}");
+    }
+}
+
+#[test]
+fn du_5_a_rank_that_holds_what_nobody_committed_or_another_version_than_the_others_ends_the_group()
+{
+    let ready = |r: &Rendezvous, version: u64, digest: Digest| Report::TrainerReady {
+        epoch: r.epoch,
+        rank: r.rank,
+        version: PolicyVersion(version),
+        digest,
+    };
+    let newest = |world: &World| world.scheduler.state().weights(PolicyVersion(3)).unwrap().digest;
+    let base = Digest([0; 32]);
+    for (versions, digests) in [
+        // Neither the checkpoint's nor the newest.
+        ([2, 2], [base, base]),
+        ([4, 4], [base, base]),
+        // The newest, but other bits.
+        ([3, 3], [base, base]),
+        // One each.
+        ([3, 0], [Digest([9; 32]), base]),
+    ] {
+        let mut world = after_a_lost_rank(true);
+        let told = told(&mut world);
+        assert_eq!(told.len(), 2);
+        let held = Some(Held { version: PolicyVersion(3), digest: newest(&world) });
+        assert!(told.iter().all(|(_, r)| r.newest == held && r.restore.is_none()));
+        let before = world.failures.len();
+        for (index, (worker, r)) in told.iter().enumerate() {
+            let session = if worker.0.ends_with('0') { 1 } else { 2 };
+            let right = digests[index] == Digest([9; 32]);
+            let digest = if right { newest(&world) } else { digests[index] };
+            let report = ready(r, versions[index], digest);
+            world.event(Event::Reported { worker: worker.clone(), session, report });
+        }
+        assert!(world.failures.len() > before, "{versions:?}");
+        assert!(!world.inbox.iter().any(|(_, a)| matches!(a, Assignment::Step(_))), "{versions:?}");
+    }
+}

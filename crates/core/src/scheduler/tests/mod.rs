@@ -97,6 +97,8 @@ struct World {
     versions: BTreeMap<WorkerId, PolicyVersion>,
     now: u64,
     sampled: BTreeMap<Unit, u32>,
+    /// Whether ranks go on from the newest version, as if one of them held it still.
+    peers: bool,
 }
 
 const NAMES: [(&str, Role); 5] = [
@@ -118,6 +120,7 @@ impl World {
             versions: BTreeMap::new(),
             now: 0,
             sampled: BTreeMap::new(),
+            peers: false,
         };
         world.drain();
         world
@@ -174,9 +177,11 @@ impl World {
             }
             Assignment::Publish(weights) => vec![Report::PublishAck { version: weights.version }],
             Assignment::Rendezvous(r) => {
-                let version = PolicyVersion(
+                let saved = PolicyVersion(
                     r.restore.map_or(0, |m| m.key.rsplit('v').next().unwrap().parse().unwrap()),
                 );
+                let held = r.newest.filter(|_| self.peers).map(|held| held.version);
+                let version = held.unwrap_or(saved);
                 self.versions.insert(worker.clone(), version);
                 let digest = self.scheduler.state().weights(version).unwrap().digest;
                 let mut reports = Vec::new();
