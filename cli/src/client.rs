@@ -58,6 +58,21 @@ pub struct Run {
     pub last_error: String,
     /// Version of the newest checkpoint.
     pub checkpoint: Option<u64>,
+    /// How the newest weights came to the rollout workers.
+    pub publication: Option<Publication>,
+}
+
+/// Weights that rollout workers took.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Publication {
+    /// Their version.
+    pub version: u64,
+    /// Bytes of their files.
+    pub bytes: u64,
+    /// Workers that hold them.
+    pub workers: u32,
+    /// Seconds that the slowest of these needed to fetch, verify and load them.
+    pub seconds: f64,
 }
 
 /// A worker at a moment.
@@ -118,7 +133,15 @@ impl From<v1::Status> for Run {
             stale_reports: status.stale_reports,
             last_error: status.last_error,
             checkpoint: status.last_checkpoint_version,
+            publication: status.publication.map(Publication::from),
         }
+    }
+}
+
+impl From<v1::Publication> for Publication {
+    fn from(publication: v1::Publication) -> Publication {
+        let v1::Publication { version, bytes, workers, seconds } = publication;
+        Publication { version, bytes, workers, seconds }
     }
 }
 

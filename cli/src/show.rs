@@ -38,6 +38,19 @@ pub fn span(seconds: f64) -> String {
     }
 }
 
+/// `1536` is `1.5 KiB`.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let (mut value, mut unit) = (bytes as f64, "B");
+    for next in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, next);
+    }
+    if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
+}
+
 /// `duet config`: checks a configuration and prints all of it.
 ///
 /// # Errors
@@ -79,5 +92,12 @@ mod tests {
         assert_eq!(super::span(4.6), "5 s");
         assert_eq!(super::span(75.0), "1 min 15 s");
         assert_eq!(super::span(7260.0), "2 h 01 min");
+    }
+
+    #[test]
+    fn sizes_are_for_people() {
+        assert_eq!(super::size(1023), "1023 B");
+        assert_eq!(super::size(1536), "1.5 KiB");
+        assert_eq!(super::size(3 << 30), "3.0 GiB");
     }
 }

@@ -3,7 +3,7 @@
 use crate::CliError;
 use crate::args::StatusArgs;
 use crate::client::{Client, Run, environment_tls, environment_trusts, resolve};
-use crate::show::span;
+use crate::show::{size, span};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{Cell, CellAlignment, Table};
 use std::fmt::Write;
@@ -75,6 +75,17 @@ pub fn page(run: &Run) -> String {
         "policy   v{}, checkpoint {checkpoint}, generation {}",
         run.version, run.generation
     );
+    if let Some(weights) = &run.publication {
+        let _ = writeln!(
+            text,
+            "weights  v{} with {} of {} rollout workers, {}, {:.1} s for the slowest",
+            weights.version,
+            weights.workers,
+            run.workers.iter().filter(|worker| worker.role == "rollout").count(),
+            size(weights.bytes),
+            weights.seconds
+        );
+    }
     let failures: Vec<String> =
         run.failures.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
     if !failures.is_empty() || run.stale_reports > 0 {
@@ -125,7 +136,7 @@ fn workers(run: &Run) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::Worker;
+    use crate::client::{Publication, Worker};
 
     #[test]
     fn a_page_names_everything_that_matters() {
@@ -138,12 +149,25 @@ mod tests {
             rewards: [("llm".to_owned(), 0.25)].into(),
             failures: [("lease-expired".to_owned(), 2)].into(),
             last_error: "render attempt 1 of i3/t1/j0 on rollout-0: model: nan".to_owned(),
-            workers: vec![Worker { id: "rollout-0".to_owned(), ..Worker::default() }],
+            publication: Some(Publication { version: 5, bytes: 1536, workers: 1, seconds: 0.25 }),
+            workers: vec![Worker {
+                id: "rollout-0".to_owned(),
+                role: "rollout".to_owned(),
+                ..Worker::default()
+            }],
             ..Run::default()
         };
         let page = page(&run);
-        for part in ["5/20", "3 rendering", "llm 0.250", "2 lease-expired", "i3/t1/j0", "rollout-0"]
-        {
+        let weights = "v5 with 1 of 1 rollout workers, 1.5 KiB, 0.2 s for the slowest";
+        for part in [
+            "5/20",
+            "3 rendering",
+            "llm 0.250",
+            "2 lease-expired",
+            "i3/t1/j0",
+            "rollout-0",
+            weights,
+        ] {
             assert!(page.contains(part), "{part} is missing from\n{page}");
         }
         assert_eq!(bar(1, 4, 8), "██░░░░░░");

@@ -113,6 +113,9 @@ async fn a_run_can_be_scraped() {
     assert!(value(&page, "duet_journal_records_total") > 30.0);
     let told = value(&page, "duet_publish_seconds_count");
     assert!(told >= 1.0 && value(&page, "duet_publish_bytes_total") >= told, "{page}");
+    let weights = common::status(&running.url).await.publication.unwrap();
+    assert!(weights.version >= 1 && weights.bytes > 0 && weights.workers >= 1, "{weights:?}");
+    assert!(weights.seconds >= 0.0 && weights.seconds < 60.0, "{weights:?}");
 
     // Whatever is shown stands in the table, as what it is.
     for line in page.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {

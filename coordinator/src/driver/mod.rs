@@ -16,7 +16,7 @@ mod witness;
 pub use handle::{Gone, Handle, Terms};
 pub use request::{Beat, Polled};
 pub use status::{GoneWorker, RunStatus};
-pub use witness::Witness;
+pub use witness::{Taken, Witness};
 
 use crate::clock::Clock;
 use crate::codec;
@@ -326,7 +326,7 @@ impl Driver {
 
     fn status(&self) -> RunStatus {
         let now = self.clock.now();
-        self.board.show(now, self.scheduler.status(now))
+        self.board.show(now, self.scheduler.status(now), self.witness.taken())
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is shown of a run besides what the scheduler knows.
 
 use super::pace::Pace;
+use super::witness::Taken;
 use crate::clock::Clock;
 use crate::keeper::metrics;
 use duet_core::scheduler::{Effect, Event, IterationLineage, Record, State, StatusView};
@@ -50,6 +51,8 @@ pub struct RunStatus {
     pub metrics: BTreeMap<String, f64>,
     /// The newest failure.
     pub last_error: Option<String>,
+    /// The newest weights that a rollout worker took.
+    pub taken: Option<Taken>,
 }
 
 struct Known {
@@ -155,7 +158,7 @@ impl Board {
         self.metrics = metrics::row(lineage);
     }
 
-    pub(super) fn show(&self, now: Millis, view: StatusView) -> RunStatus {
+    pub(super) fn show(&self, now: Millis, view: StatusView, taken: Option<Taken>) -> RunStatus {
         let mut failures = view.failures.clone();
         for (kind, count) in &self.others {
             if let Ok(count @ 1..) = u64::try_from(*count) {
@@ -192,6 +195,7 @@ impl Board {
                 self.metrics.clone()
             },
             last_error: ours.into_iter().chain(theirs).min().map(|(_, text)| text.clone()),
+            taken,
             view,
         }
     }

@@ -23,7 +23,22 @@ pub struct Witness {
     publication: Option<Publication>,
     /// Weights that a worker was told of, and how many bytes they have.
     told: BTreeMap<WorkerId, (PolicyVersion, Millis, u64)>,
+    /// The newest version that a worker took.
+    taken: Option<Taken>,
     checkpoint: Option<(PolicyVersion, Millis, u64)>,
+}
+
+/// Weights that rollout workers have taken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Taken {
+    /// Their version.
+    pub version: PolicyVersion,
+    /// Bytes of their files.
+    pub bytes: u64,
+    /// Workers that have them.
+    pub workers: u32,
+    /// Seconds from telling a worker to its word, the slowest one.
+    pub seconds: f64,
 }
 
 struct Stepping {
@@ -67,6 +82,7 @@ impl Witness {
             step: None,
             publication: None,
             told: BTreeMap::new(),
+            taken: None,
             checkpoint: None,
         }
     }
@@ -105,7 +121,8 @@ impl Witness {
             Report::Lease { id, outcome: Outcome::HandedBack } => drop(self.ended(*id)),
             Report::PublishAck { version } => {
                 let told = self.told.remove(worker).filter(|(told, ..)| told == version);
-                if let Some((_, since, bytes)) = told {
+                if let Some((version, since, bytes)) = told {
+                    self.took(version, bytes, span(since, now).as_secs_f64());
                     self.metrics.observe(&table::PUBLISH_SECONDS, &[], span(since, now));
                     self.metrics.add(&table::PUBLISH_BYTES, &[], bytes as f64);
                 }
@@ -116,6 +133,23 @@ impl Witness {
             }
             _ => {}
         }
+    }
+
+    fn took(&mut self, version: PolicyVersion, bytes: u64, seconds: f64) {
+        let before = self.taken.filter(|taken| taken.version >= version);
+        match before {
+            Some(taken) if taken.version > version => {}
+            before => {
+                let workers = before.map_or(1, |taken| taken.workers + 1);
+                let seconds = before.map_or(seconds, |taken| seconds.max(taken.seconds));
+                self.taken = Some(Taken { version, bytes, workers, seconds });
+            }
+        }
+    }
+
+    /// The newest version that a worker took since this coordinator started.
+    pub(super) fn taken(&self) -> Option<Taken> {
+        self.taken
     }
 
     /// The scheduler decided something; `state` is what came of it.

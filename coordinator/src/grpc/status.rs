@@ -131,6 +131,12 @@ fn encode(status: &RunStatus) -> wire::Status {
         started_at_ms: status.started_at.0,
         last_checkpoint_version: view.checkpoint.map(|version| version.0),
         trainer_epoch: view.epoch.0,
+        publication: status.taken.map(|taken| wire::Publication {
+            version: taken.version.0,
+            bytes: taken.bytes,
+            workers: taken.workers,
+            seconds: taken.seconds,
+        }),
     }
 }
 

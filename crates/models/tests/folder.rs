@@ -196,6 +196,7 @@ fn a_folder_that_diffusers_wrote_gets_a_tokenizer_and_a_processor_at_its_root() 
     let processor: serde_json::Value =
         serde_json::from_slice(&bytes(again.join("preprocessor_config.json"))).unwrap();
     assert_eq!(processor["processor_class"], "Qwen2_5_VLProcessor");
+    assert!(!again.join("processor").exists(), "an empty folder");
     // What a folder has at its root stays.
     let [second, third] = ["second", "third"].map(|name| temporary.path().join(name));
     Pipeline::load(&again).unwrap().save(&second).unwrap();

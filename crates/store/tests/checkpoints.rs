@@ -138,6 +138,22 @@ async fn leftovers_of_checkpoints_that_were_never_completed_are_collected_with_t
     checkpoints.verify(&checkpoints.newest().await.unwrap().unwrap()).await.unwrap();
 }
 
+#[tokio::test]
+async fn older_checkpoints_stay_while_the_newest_is_not_whole() {
+    let store = Store::memory();
+    let checkpoints = store.checkpoints();
+    for version in [4, 8] {
+        checkpoints.write(&manifest(&store, version, version).await).await.unwrap();
+    }
+    store.delete("weights/v00000008/llm").await.unwrap();
+    let (one, none) = (Retention { last: 1, every: 0, grace_ms: 0 }, BTreeSet::new());
+    let error = checkpoints.prune(one, &none, LATER).await.unwrap_err();
+    assert!(matches!(&error, StoreError::Missing { key, .. } if key == "weights/v00000008/llm"));
+    let kept = checkpoints.newest().await.unwrap().unwrap();
+    assert_eq!(kept.version, PolicyVersion(4));
+    checkpoints.verify(&kept).await.unwrap();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -231,7 +231,9 @@ impl Pipeline {
     /// Writes the whole folder. Parts are written beside each other; a folder with `model_index.json`
     /// is complete, since that file is written last.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        for (sub, files) in &self.carried.files {
+        // What no published folder has (a `processor/`, say) is not made here either.
+        let there = |(sub, files): &(&String, &BTreeMap<_, _>)| *sub == "vae" || !files.is_empty();
+        for (sub, files) in self.carried.files.iter().filter(there) {
             let to = folder.join(sub);
             std::fs::create_dir_all(&to).map_err(|error| ModelError::io(&to, error))?;
             for (name, bytes) in files.iter().filter(|(name, _)| *name != "model_index.json") {

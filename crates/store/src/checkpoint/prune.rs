@@ -47,7 +47,8 @@ impl Checkpoints {
     /// What [`Checkpoints::prune`] would delete now.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] naming a manifest that cannot be read.
+    /// [`StoreError::Corrupt`] naming a manifest that cannot be read; the same or
+    /// [`StoreError::Missing`] naming what the newest checkpoint lacks, when older ones were to go.
     pub async fn plan(
         &self,
         retention: Retention,
@@ -62,6 +63,10 @@ impl Checkpoints {
         let mut needed = protect.clone();
         for version in kept {
             let Found { reference, manifest } = self.at(version).await?;
+            if version == newest && !doomed.is_empty() {
+                // An older one may be all that is left to go on from.
+                self.check_present(&manifest).await?;
+            }
             needed.insert(reference.key);
             needed.extend(manifest.objects().into_iter().map(|object| object.key));
         }
@@ -96,8 +101,8 @@ impl Checkpoints {
     }
 
     /// Deletes what need not be kept. An object that a kept manifest names, or that `protect`
-    /// holds, is never deleted, wherever it lies. When a kept manifest cannot be read, nothing at all
-    /// is deleted.
+    /// holds, is never deleted, wherever it lies. When a kept manifest cannot be read, or the newest
+    /// checkpoint is not whole by its lengths, nothing at all is deleted.
     ///
     /// A version is given up before its objects go: its manifest is deleted, so that a crash in
     /// between leaves no manifest that promises what is gone, and an empty file is created in its
@@ -107,7 +112,7 @@ impl Checkpoints {
     /// they are older than the grace.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] naming a manifest that cannot be read.
+    /// As [`Checkpoints::plan`].
     pub async fn prune(
         &self,
         retention: Retention,
