@@ -15,7 +15,7 @@
 
 #include "duet_torch.h"
 #include "error.hpp"
-#include "panels.hpp"
+#include "pairs.hpp"
 #include "simd.hpp"
 
 namespace duet {
@@ -240,13 +240,32 @@ struct DuetDecoder {
   // [n, out] of the rows through all panels; `use` gets each panel's number and its tile.
   template <typename F>
   static void product(const Panels& panels, const float* x, int64_t n, const F& use) {
-    duet::each(panels.count(), 1, [&](int64_t panel) {
-      thread_local std::vector<float> tile;
-      tile.resize(n * duet::WIDTH);
-      const float* bias = panels.bias.empty() ? nullptr : panels.bias.data() + panel * duet::WIDTH;
-      duet::multiply(x, n, panels.in, panels.at(panel), bias, tile.data(), duet::WIDTH);
-      use(panel, tile.data());
+    pairs(panels, [&](int64_t first, int64_t some) {
+      thread_local std::vector<float> of;
+      tiles(panels, first, some, x, n, of);
+      for (int64_t i = 0; i < some; ++i) use(first + i, of.data() + i * n * duet::WIDTH);
     });
+  }
+
+  // `body(first, some)` for each two panels, and for the last one if it is alone.
+  template <typename F>
+  static void pairs(const Panels& panels, const F& body) {
+    const int64_t count = panels.count();
+    duet::each((count + 1) / 2, 1,
+               [&](int64_t pair) { body(2 * pair, std::min<int64_t>(2, count - 2 * pair)); });
+  }
+
+  // The rows through one panel or two: [n, WIDTH] each, one after the other.
+  static void tiles(const Panels& panels, int64_t first, int64_t some, const float* x, int64_t n,
+                    std::vector<float>& to) {
+    const int64_t size = n * duet::WIDTH;
+    to.resize(some * size);
+    const float* bias = panels.bias.empty() ? nullptr : panels.bias.data() + first * duet::WIDTH;
+    if (some == 2)
+      duet::multiply_pair(x, n, panels.in, panels.at(first), bias, to.data(), to.data() + size,
+                          duet::WIDTH);
+    else
+      duet::multiply(x, n, panels.in, panels.at(first), bias, to.data(), duet::WIDTH);
   }
 
   static int64_t columns(const Panels& panels, int64_t panel) {
@@ -285,13 +304,14 @@ struct DuetDecoder {
                 mixed.data());
       add(layer.out, mixed.data(), n, x.data());
       duet::normalise(x.data(), n, width, layer.post_norm.data(), eps, normed.data());
-      product(layer.gate, normed.data(), n, [&](int64_t panel, const float* gate) {
-        thread_local std::vector<float> up;
-        up.resize(n * duet::WIDTH);
-        duet::multiply(normed.data(), n, width, layer.up.at(panel), nullptr, up.data(),
-                       duet::WIDTH);
-        duet::swiglu(gate, up.data(), n, columns(layer.gate, panel),
-                     gated.data() + panel * duet::WIDTH, inner);
+      pairs(layer.gate, [&](int64_t first, int64_t some) {
+        thread_local std::vector<float> gate, up;
+        tiles(layer.gate, first, some, normed.data(), n, gate);
+        tiles(layer.up, first, some, normed.data(), n, up);
+        for (int64_t i = 0; i < some; ++i)
+          duet::swiglu(gate.data() + i * n * duet::WIDTH, up.data() + i * n * duet::WIDTH, n,
+                       columns(layer.gate, first + i),
+                       gated.data() + (first + i) * duet::WIDTH, inner);
       });
       add(layer.down, gated.data(), n, x.data());
     }

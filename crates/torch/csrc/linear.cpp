@@ -10,7 +10,7 @@
 
 #include "duet_torch.h"
 #include "error.hpp"
-#include "panels.hpp"
+#include "pairs.hpp"
 
 namespace duet {
 
@@ -41,7 +41,13 @@ static at::Tensor panels_linear(const at::Tensor& x_, const at::Tensor& panels,
   at::parallel_for(0, (rows + BLOCK - 1) / BLOCK, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * BLOCK, n = std::min(BLOCK, rows - first);
-      for (int64_t panel = 0; panel < count; ++panel) {
+      int64_t panel = 0;
+      for (; (panel + 2) * WIDTH <= out; panel += 2) {
+        float* here = to + first * out + panel * WIDTH;
+        multiply_pair(from + first * in, n, in, weights + panel * in * WIDTH,
+                      bias.data() + panel * WIDTH, here, here + WIDTH, out);
+      }
+      for (; panel < count; ++panel) {
         const int64_t column = panel * WIDTH, columns = std::min(WIDTH, out - column);
         const float* w = weights + panel * in * WIDTH;
         float* here = to + first * out + column;

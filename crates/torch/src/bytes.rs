@@ -8,10 +8,10 @@ use std::os::unix::fs::FileExt;
 use std::thread;
 use tch::{Device, Kind, TchError, Tensor};
 
-/// Least bytes that a thread copies, and that large pages are asked for.
+/// Least bytes that a thread copies.
 const SHARE: usize = 4 << 20;
-/// Bytes of a large page (x86-64; elsewhere the advice is merely finer or coarser than one).
-const HUGE_PAGE: usize = 2 << 20;
+/// Bytes that are asked of the system and then filled, while they are in the second cache.
+const CHUNK: usize = 256 << 10;
 
 /// Bytes and shape do not fit together.
 #[derive(Debug, thiserror::Error)]
@@ -132,12 +132,18 @@ fn fill_with<E: Send>(
     if to.is_null() || len == 0 {
         return Ok(());
     }
-    advise_huge(to, len);
     // SAFETY: libtorch says that `len` bytes lie at `to`; nobody else has the tensor.
     let to = unsafe { std::slice::from_raw_parts_mut(to, len) };
     // First touch costs more than the copy, and several threads share that cost.
     let threads = (tch::get_num_threads().max(1) as usize).min(len.div_ceil(SHARE));
     let share = len.div_ceil(threads);
+    let read = |at: usize, to: &mut [u8]| {
+        (at..).step_by(CHUNK).zip(to.chunks_mut(CHUNK)).try_for_each(|(at, to)| {
+            populate(to);
+            read(at, to)
+        })
+    };
+    let read = &read;
     thread::scope(|scope| {
         let mut pieces = to.chunks_mut(share).enumerate();
         let own = pieces.next();
@@ -151,18 +157,18 @@ fn fill_with<E: Send>(
     })
 }
 
-/// Asks for large pages under fresh memory: fewer first touches. A system without them says no, and
-/// nothing changes.
-fn advise_huge(start: *mut u8, len: usize) {
-    if len < SHARE {
-        return;
-    }
-    let page = HUGE_PAGE;
-    let first = (start as usize).next_multiple_of(page);
-    let end = (start as usize + len) / page * page;
+/// Asks for the pages of fresh memory at once, which costs less than a fault for each. (Large pages cost
+/// still less where they are at hand, and several times more where a virtual machine has given them back
+/// to its host.) Linux before 5.14 says no, and nothing changes.
+fn populate(fresh: &mut [u8]) {
+    const PAGE: usize = 4 << 10;
+    let start = fresh.as_mut_ptr() as usize;
+    let (first, end) = (start.next_multiple_of(PAGE), (start + fresh.len()) / PAGE * PAGE);
     if first < end {
-        // SAFETY: the range lies inside the tensor; the advice does not change its contents.
-        unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
+        // SAFETY: the range lies inside `fresh`; its contents stay as they are.
+        unsafe {
+            libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_POPULATE_WRITE)
+        };
     }
 }
 

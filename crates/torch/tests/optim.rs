@@ -27,9 +27,13 @@ fn bits(tensor: &Tensor) -> Vec<i32> {
 #[test]
 fn five_steps_are_pytorchs_bits() {
     // torch.optim.AdamW([p], lr=3e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1,
-    // foreach=False) of PyTorch 2.11.0 on the CPU, same start and gradients; bits as int32.
+    // foreach=False) of PyTorch 2.11.0 on the CPU, same start and gradients; bits as int32. Its
+    // square root is MKL's, which has code of its own for each maker's processors: the fifth element
+    // is the first of these on AMD's (Zen 3), the second on Intel's (with AVX2 and with AVX-512).
     const PARAM: [i32; 7] =
         [1057986046, -1080586419, 1077700091, 1032620474, -1111656653, 1089092514, -1154034458];
+    const PARAM_INTEL: [i32; 7] =
+        [1057986046, -1080586419, 1077700091, 1032620474, -1111656652, 1089092514, -1154034458];
     const EXP_AVG: [i32; 7] =
         [-1213941132, -1175823042, -1141888076, -1114708141, 1060706167, 1082908177, 1111287586];
     const EXP_AVG_SQ: [i32; 7] =
@@ -39,7 +43,8 @@ fn five_steps_are_pytorchs_bits() {
     for step in 0..5 {
         adamw.step(3e-2, &params, &named("p", gradient(step))).unwrap();
     }
-    assert_eq!(bits(&params["p"]), PARAM);
+    let found = bits(&params["p"]);
+    assert!(found == PARAM || found == PARAM_INTEL, "{found:?}");
     assert_eq!(bits(&adamw.state()["p.exp_avg"]), EXP_AVG);
     assert_eq!(bits(&adamw.state()["p.exp_avg_sq"]), EXP_AVG_SQ);
     assert_eq!(adamw.steps(), 5);

@@ -1,8 +1,6 @@
 //! The journal: durable prefixes, fencing, snapshots, damage.
 
-mod common;
-
-use common::{Odd, Vice, quick};
+use crate::common::{Odd, Vice, quick};
 use duet_core::Generation;
 use duet_store::{Journal, JournalError, Opened, Store, journal, keys};
 use proptest::prelude::*;

@@ -1,9 +1,7 @@
 //! A run from its beginning to its end over real gRPC.
 
-mod common;
-
-use common::workers::{Crew, worker_options};
-use common::{Running, count, options, status, until, within};
+use crate::common::workers::{Crew, worker_options};
+use crate::common::{Running, count, options, status, until, within};
 use duet_core::scheduler::FinishReason;
 use duet_core::work::{Outcome, Report};
 use duet_core::{Digest, Millis, PolicyVersion, Role};
@@ -108,7 +106,7 @@ async fn pausing_holds_work_back_and_draining_sends_one_worker_home() {
     let options = options(folder.path(), 1);
     let config = options.config;
     let running = Running::start(options).await;
-    let mut control = duet_service::channel::control_client(common::connect(&running.url));
+    let mut control = duet_service::channel::control_client(crate::common::connect(&running.url));
     control.pause(wire::PauseRequest {}).await.unwrap();
     let worker = worker_options(&running.url, "rollout-0", Role::Rollout, config);
     let session = Session::connect(worker, CancellationToken::new()).await.unwrap();
@@ -183,7 +181,7 @@ async fn messages_of_other_generations_and_malformed_ones_change_nothing() {
     let running = Running::start(options).await;
     let worker = worker_options(&running.url, "rollout-0", Role::Rollout, config);
     let session = Session::connect(worker, CancellationToken::new()).await.unwrap();
-    let mut client = duet_service::channel::worker_client(common::connect(&running.url));
+    let mut client = duet_service::channel::worker_client(crate::common::connect(&running.url));
     let caller = |worker_id: &str, generation: u64| {
         let (worker_id, session) = (worker_id.to_owned(), session.number());
         Some(wire::Caller { worker_id, session, generation })
@@ -206,7 +204,7 @@ async fn messages_of_other_generations_and_malformed_ones_change_nothing() {
     let empty = wire::ReportRequest { caller: caller("rollout-0", 1), report: None, next: false };
     let status = client.report(empty).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
-    assert_eq!(common::status(&running.url).await.workers.len(), 1);
+    assert_eq!(crate::common::status(&running.url).await.workers.len(), 1);
 }
 
 #[tokio::test]

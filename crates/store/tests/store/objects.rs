@@ -1,9 +1,7 @@
 //! Stores, artifacts and the probe.
 
-mod common;
-
 use bytes::Bytes;
-use common::{Odd, Vice, quick};
+use crate::common::{Odd, Vice, quick};
 use duet_core::Digest;
 use duet_store::doctor::{Capability, probe};
 use duet_store::{BlockingStore, Store, StoreError};

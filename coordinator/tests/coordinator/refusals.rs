@@ -1,10 +1,8 @@
 //! What a coordinator refuses to start with: the message names the thing, the exit code its class,
 //! and nothing is changed.
 
-mod common;
-
-use common::process::{configure, output, start};
-use common::within;
+use crate::common::process::{configure, output, start};
+use crate::common::within;
 use std::process::Output;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -64,8 +62,8 @@ async fn a_busy_port_and_an_occupied_store_are_left_alone() {
     let other = output(&config, &["--resume", "--set", "run.seed=2"]).await;
     assert_refused(&other, 78, "configuration differs");
     // None of them took the journal over: the first one can still write.
-    assert_eq!(common::status(&url).await.generation, 1);
-    let mut control = duet_service::channel::control_client(common::connect(&url));
+    assert_eq!(crate::common::status(&url).await.generation, 1);
+    let mut control = duet_service::channel::control_client(crate::common::connect(&url));
     control.stop(duet_proto::v1::StopRequest { reason: "test".to_owned() }).await.unwrap();
     assert!(within("the end", first.wait()).await.unwrap().success());
 }
@@ -83,7 +81,7 @@ async fn reflection_and_health_list_the_services() {
     let folder = tempfile::tempdir().unwrap();
     let config = configure(folder.path(), 1);
     let (_child, url) = start(&config, &[]).await;
-    let channel = common::connect(&url);
+    let channel = crate::common::connect(&url);
     let request = ServerReflectionRequest {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),

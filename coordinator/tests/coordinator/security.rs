@@ -1,9 +1,7 @@
 //! Who may not talk to a real coordinator is refused, said once, counted, and changes nothing.
 
-mod common;
-
-use common::process::{configure, start_logged};
-use common::within;
+use crate::common::process::{configure, start_logged};
+use crate::common::within;
 use duet_cli::certs::{Authority, Pair};
 use duet_config::Config;
 use duet_proto::v1 as wire;

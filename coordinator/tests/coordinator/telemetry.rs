@@ -1,10 +1,8 @@
 //! Metrics are scraped and traces exported from a real run: over HTTP, and to a collector that speaks
 //! OTLP over gRPC.
 
-mod common;
-
-use common::workers::Crew;
-use common::{Running, options, until, within};
+use crate::common::workers::Crew;
+use crate::common::{Running, options, until, within};
 use duet_coordinator::Service;
 use duet_proto::v1::RunState;
 use duet_service::metrics::table::{self, Kind, Place};
@@ -113,7 +111,7 @@ async fn a_run_can_be_scraped() {
     assert!(value(&page, "duet_journal_records_total") > 30.0);
     let told = value(&page, "duet_publish_seconds_count");
     assert!(told >= 1.0 && value(&page, "duet_publish_bytes_total") >= told, "{page}");
-    let weights = common::status(&running.url).await.publication.unwrap();
+    let weights = crate::common::status(&running.url).await.publication.unwrap();
     assert!(weights.version >= 1 && weights.bytes > 0 && weights.workers >= 1, "{weights:?}");
     assert!(weights.seconds >= 0.0 && weights.seconds < 60.0, "{weights:?}");
 

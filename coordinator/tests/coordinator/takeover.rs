@@ -1,10 +1,8 @@
 //! Coordinators that die, and coordinators that meet.
 
-mod common;
-
-use common::process::{configure, start};
-use common::workers::Crew;
-use common::{Running, options, until, within};
+use crate::common::process::{configure, start};
+use crate::common::workers::Crew;
+use crate::common::{Running, options, until, within};
 use duet_config::Config;
 use duet_coordinator::{CoordinatorError, Service};
 use duet_proto::v1::RunState;

@@ -1,9 +1,7 @@
 //! Checkpoints: completeness, the newest by listing, damage, retention.
 
-mod common;
-
 use bytes::Bytes;
-use common::{Odd, Vice};
+use crate::common::{Odd, Vice};
 use duet_core::work::Weights;
 use duet_core::{ArtifactRef, Digest, Generation, PolicyVersion};
 use duet_store::checkpoint::{FORMAT, Retention};
