@@ -177,13 +177,6 @@ class Python:
     def iteration(self):
         self.loop.run()
 
-    def load(self):
-        from safetensors.torch import load_file
-
-        # load_file maps the file; a training program needs the weights in memory.
-        parts = {name: part.clone() for name, part in load_file(self.folder / "large.safetensors").items()}
-        assert len(parts) == 64
-
 
 class Loop:
     """A Dual-GRPO iteration written with the three libraries: batches as large as they go."""
@@ -280,7 +273,36 @@ def side_template():
             "<|im_start|>assistant\n")
 
 
+class Fresh:
+    """Loading, which happens once, when a process starts: each time in a new process, which says how long it
+    took by the wall clock. In one that has run for a while it is chance whether freed memory is at hand."""
+
+    def __init__(self, command, threads):
+        self.command = [*map(str, command), str(threads)]
+
+    def run(self, name):
+        out = subprocess.run(self.command, check=True, capture_output=True, text=True)
+        return float(out.stdout.split()[-1])
+
+
+def load(folder, threads):
+    import torch
+    from safetensors.torch import load_file
+
+    torch.set_num_threads(threads)
+    torch.zeros(1 << 20).clone()
+    start = time.perf_counter()
+    # load_file maps the file; a training program needs the weights in memory.
+    parts = {name: part.clone() for name, part in load_file(folder / "large.safetensors").items()}
+    took = time.perf_counter() - start
+    assert len(parts) == 64
+    print(took * 1e3)
+
+
 def main():
+    if sys.argv[1:2] == ["load"]:
+        load(pathlib.Path(sys.argv[2]), int(sys.argv[3]))
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("binary", help="the example `speed` of crates/models")
     parser.add_argument("--rounds", type=int, default=7)
@@ -295,8 +317,12 @@ def main():
     folder = OUT / "models"
     if not (folder / "large.safetensors").is_file():
         subprocess.run([arguments.binary, "make", folder], check=True)
-    ours = Rust(arguments.binary, folder, arguments.threads, arguments.clock)
-    peer = Python(folder, arguments.clock)
+    loaders = (Fresh([arguments.binary, "load", folder], arguments.threads),
+               Fresh([sys.executable, __file__, "load", folder], arguments.threads))
+    sides = loaders
+    if arguments.only != "load":
+        sides = (Rust(arguments.binary, folder, arguments.threads, arguments.clock),
+                 Python(folder, arguments.clock))
     print(f"\n{arguments.threads} threads a side, medians of {arguments.rounds} interleaved rounds, "
           f"{arguments.clock} clock\n")
     print(f"{'work':56} {'Duet':>10} {'Python':>10} {'ratio':>7} {'wanted':>7}")
@@ -305,6 +331,7 @@ def main():
         if arguments.only and arguments.only not in name:
             continue
         peers = [name] + ([f"{name}-batched"] if name == "dit-sampling" else [])
+        ours, peer = loaders if name == "load" else sides
         for side in (ours, peer):
             side.run(name)
         mine, theirs = [], {one: [] for one in peers}

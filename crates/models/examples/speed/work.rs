@@ -14,13 +14,11 @@ use duet_models::pipeline::Pipeline;
 use duet_models::render::{Condition, RenderOptions, Sampler, replay};
 use duet_models::sde::{SdeKind, step};
 use duet_torch::normal_tensor;
-use duet_torch::tensorfile::{TensorFile, TensorSource};
-use std::path::{Path, PathBuf};
-use tch::{Device, Kind, Tensor};
+use std::path::Path;
+use tch::{Kind, Tensor};
 
 /// The models and inputs of all pieces.
 pub struct Work {
-    folder: PathBuf,
     medium: Pipeline,
     small: Pipeline,
     /// The same weights again, with an adapter on the transformer.
@@ -57,7 +55,6 @@ impl Work {
         lora.params().set_trainable(|_| true);
         medium.lm.params().set_trainable(|_| true);
         Ok(Work {
-            folder: folder.to_owned(),
             medium,
             small: Pipeline::load(&folder.join("small"))?,
             tuned,
@@ -80,15 +77,6 @@ impl Work {
             "dit-update" => dit_update(&self.tuned),
             "llm-update" => llm_update(&self.medium),
             "iteration" => self.iteration.run(),
-            "load" => {
-                let file = TensorFile::open(self.folder.join("large.safetensors"))?;
-                let parts = file
-                    .names()
-                    .into_iter()
-                    .map(|name| file.load(name, Device::Cpu))
-                    .collect::<Result<Vec<_>, _>>()?;
-                if parts.len() == 64 { Ok(()) } else { Err("parts of the file are missing".into()) }
-            }
             other => Err(format!("there is no piece called `{other}`").into()),
         }
     }

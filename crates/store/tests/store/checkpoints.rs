@@ -1,7 +1,7 @@
 //! Checkpoints: completeness, the newest by listing, damage, retention.
 
-use bytes::Bytes;
 use crate::common::{Odd, Vice};
+use bytes::Bytes;
 use duet_core::work::Weights;
 use duet_core::{ArtifactRef, Digest, Generation, PolicyVersion};
 use duet_store::checkpoint::{FORMAT, Retention};

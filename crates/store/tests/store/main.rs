@@ -5,4 +5,4 @@ mod common;
 mod crash;
 mod journal;
 mod lineage;
-mod store;
+mod objects;

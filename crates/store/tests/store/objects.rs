@@ -1,7 +1,7 @@
 //! Stores, artifacts and the probe.
 
-use bytes::Bytes;
 use crate::common::{Odd, Vice, quick};
+use bytes::Bytes;
 use duet_core::Digest;
 use duet_store::doctor::{Capability, probe};
 use duet_store::{BlockingStore, Store, StoreError};
