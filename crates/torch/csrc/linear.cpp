@@ -5,8 +5,9 @@
 #include <cstring>
 #include <vector>
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include "duet_torch.h"
 #include "error.hpp"

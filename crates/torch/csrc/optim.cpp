@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 
 #include "duet_torch.h"
@@ -25,7 +25,7 @@ extern "C" int32_t duet_adamw(DuetTensor param_, DuetTensor grad_, DuetTensor ex
     param.mul_(1.0 - lr * weight_decay);
     exp_avg.lerp_(grad, 1.0 - beta1);
     exp_avg_sq.mul_(beta2).addcmul_(grad, grad, 1.0 - beta2);
-    const auto denominator = (exp_avg_sq.sqrt() / std::sqrt(bias_correction2)).add_(eps);
+    const auto denominator = exp_avg_sq.sqrt().div_(std::sqrt(bias_correction2)).add_(eps);
     param.addcdiv_(exp_avg, denominator, -step_size);
     return 0;
   });

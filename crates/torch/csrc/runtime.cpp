@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <string>
 
-#include <ATen/ATen.h>
 #include <ATen/Context.h>
+#include <ATen/core/Tensor.h>
 
 #include "duet_torch.h"
 #include "error.hpp"
