@@ -24,6 +24,7 @@ scenarios! {
     a_coordinator_killed_in_a_checkpoint: "kill-in-checkpoint",
     a_coordinator_that_comes_back_elsewhere: "coordinator-moves",
     a_torn_journal_record: "torn-record",
+    tables_torn_by_a_loss_of_power: "torn-tables",
     a_coordinator_killed_after_a_stop: "stop-then-kill",
     a_rollout_worker_told_to_leave: "term-rollout",
 }

@@ -26,6 +26,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         felt: |audit| audit["coordinators"].as_u64() >= Some(2),
     },
     Scenario {
+        name: "torn-tables",
+        what: "SIGKILL of the coordinator; of its newest tables remain half, zeros and nothing",
+        attack: torn_tables,
+        felt: |audit| audit["coordinators"].as_u64() >= Some(2),
+    },
+    Scenario {
         name: "network-cut",
         what: "no worker can reach the coordinator until all are given up",
         attack: network_cut,
@@ -101,6 +107,34 @@ fn torn_record(world: &World) -> Result<String, Skip> {
     proxy.lead_to(fleet.coordinator(ANY_PORT, true));
     done(&mut fleet);
     Ok(format!("after segment {last}"))
+}
+
+/// Tables are synced before the next checkpoint, here the last one; what a loss of power leaves of them is
+/// put there by hand.
+fn torn_tables(world: &World) -> Result<String, Skip> {
+    let run = world.run.with("checkpoint.every=100");
+    let mut fleet = Fleet::new(&run);
+    let first = fleet.coordinator(ANY_PORT, false);
+    let proxy = Proxy::start(first);
+    WORKERS.iter().for_each(|name| fleet.worker(name, &proxy.url()));
+    let table =
+        |name: &str| run.store.join("lineage").join(name).join("iteration=000000/part-0.parquet");
+    wait_until("the first tables", || table("updates").is_file());
+    fleet.kill_coordinator();
+    let read = |name: &str| std::fs::read(table(name)).expect("a table");
+    let (traces, rewards) = (read("traces"), read("rewards"));
+    let left = [
+        ("traces", traces[..traces.len() / 2].to_vec()),
+        ("rewards", vec![0; rewards.len()]),
+        ("updates", Vec::new()),
+    ];
+    for (name, bytes) in left {
+        std::fs::write(table(name), bytes).expect("a torn table");
+    }
+    proxy.lead_to(fleet.coordinator(ANY_PORT, true));
+    done(&mut fleet);
+    assert_eq!((read("traces"), read("rewards")), (traces, rewards), "written again");
+    Ok("those of iteration 0".to_owned())
 }
 
 fn network_cut(world: &World) -> Result<String, Skip> {
