@@ -63,6 +63,7 @@ pub fn model(place: &str, progress: &Progress) -> Result<Model, PlaceError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(1).enable_all().build().map_err(PlaceError::Runtime)?;
     let store = BlockingStore::new(Store::open(place)?, runtime.handle().clone());
+    store.wait(store.store().reach())?;
     let mut begun = false;
     let fetched = folder::fetch(&store, &cache, &mut |state| match state {
         Fetching::Verifying => progress.say("comparing what is cached with its hashes"),
