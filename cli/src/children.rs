@@ -40,7 +40,12 @@ pub fn program(name: &'static str) -> Result<PathBuf, CliError> {
 pub async fn pass(name: &'static str, verb: &str, rest: &[String]) -> Result<u8, CliError> {
     let path = program(name)?;
     let status = Command::new(&path).arg(verb).args(rest).status().await;
-    Ok(code(&status.map_err(|e| CliError::io("start", &path, e))?))
+    let status = status.map_err(|e| CliError::io("start", &path, e))?;
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        // It could not say so itself.
+        eprintln!("{} {name} {verb} was ended by signal {signal}", crate::show::red("error:"));
+    }
+    Ok(code(&status))
 }
 
 /// A child with its log.
