@@ -72,6 +72,12 @@ impl RankState {
         self.store = None;
     }
 
+    /// Leaves the group and gives everything of libtorch back; nothing can be asked of it any more.
+    pub fn end(&mut self) {
+        self.engine = None;
+        self.leave();
+    }
+
     /// Opens the store that the other ranks of a new group come to, and gives its address.
     ///
     /// # Errors

@@ -106,17 +106,31 @@ pub fn run(args: &ReplayArgs) -> Result<bool, Failure> {
 pub async fn replay(args: &ReplayArgs) -> Result<Account, Failure> {
     let store = Store::open(&args.run).map_err(|error| Failure::Io(error.to_string()))?;
     let config = config(args, &store).await?;
-    let (world, last) = (config.trainer.world_size, args.iteration);
+    let last = args.iteration;
     let wanted = table(&store, last).await?;
     let (from, manifest) = beginning(&store, last).await?;
     let ranks = ranks(&config, &store, manifest.as_ref()).await?;
+    let account = repeat(&ranks, &store, (from, last), wanted).await;
+    // libtorch must not be at work when the process ends; rank 0 goes last, because it serves the others.
+    for rank in ranks.iter().rev() {
+        let _ = rank.call(RankState::end).await;
+    }
+    account
+}
+
+/// Takes the steps from version `from` to the iteration `last`, whose tables are `wanted`.
+async fn repeat(
+    ranks: &[DeviceThread<RankState>],
+    store: &Store,
+    (from, last): (u64, u32),
+    wanted: Rows,
+) -> Result<Account, Failure> {
     let mut same = true;
     let mut end = None;
     for iteration in from as u32..=last {
-        let rows =
-            if iteration == last { wanted.clone() } else { table(&store, iteration).await? };
+        let rows = if iteration == last { wanted.clone() } else { table(store, iteration).await? };
         let step = step(&rows, iteration)?;
-        let stepped = advance(&ranks, &store, &step).await?;
+        let stepped = advance(ranks, store, &step).await?;
         let update = updates(&rows, iteration)?;
         let found = compare(&update.metrics, &stepped.metrics)?;
         same &= found.values().all(|pair| pair.same);
@@ -129,7 +143,7 @@ pub async fn replay(args: &ReplayArgs) -> Result<Account, Failure> {
         store: store.place().to_owned(),
         iteration: last,
         from_version: from,
-        world,
+        world: ranks.len() as u32,
         metrics,
         stored_weights,
         replayed_weights,

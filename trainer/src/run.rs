@@ -72,6 +72,7 @@ async fn work(
     tracing::info!(reason, "leaving");
     session.leave(&reason).await;
     observer.finish().await;
+    trainer.end().await;
     Ok(())
 }
 

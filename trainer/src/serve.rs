@@ -146,6 +146,12 @@ impl Trainer {
         }
     }
 
+    /// Gives everything of libtorch back: it must not be at work when the process ends.
+    pub async fn end(self) {
+        // A thread that is gone holds nothing.
+        let _ = self.device.call(RankState::end).await;
+    }
+
     /// Forms a group and restores; the outer error is the desk's.
     async fn rendezvous<D: Desk>(
         &mut self,
