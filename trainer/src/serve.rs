@@ -203,23 +203,22 @@ impl Trainer {
         let (own, address) = (place.clone(), work.store.clone());
         flat(self.device.call(move |state| state.join(&own, address.as_deref(), abort)).await)?;
         let newest = work.newest;
-        if let Some((version, digest)) =
-            flat(self.device.call(move |state| state.go_on(newest)).await)?
-        {
-            return Ok(Report::TrainerReady {
-                epoch: work.epoch,
-                rank: work.rank,
-                version,
-                digest,
-            });
-        }
+        let held = flat(self.device.call(move |state| state.go_on(newest)).await)?;
+        let (version, digest) = match held {
+            Some(held) => held,
+            None => self.restore(&work).await?,
+        };
+        Ok(Report::TrainerReady { epoch: work.epoch, rank: work.rank, version, digest })
+    }
+
+    async fn restore(&self, work: &Rendezvous) -> Result<(PolicyVersion, Digest), TrainError> {
         let shards = match &work.restore {
             Some(manifest) => self.open_shards(manifest).await?,
             None => Vec::new(),
         };
         let (version, digest) = flat(self.device.call(move |state| state.restore(shards)).await)?;
         tracing::info!(%version, digest = digest.short(), "restored");
-        Ok(Report::TrainerReady { epoch: work.epoch, rank: work.rank, version, digest })
+        Ok((version, digest))
     }
 
     async fn open_shards(&self, manifest: &ArtifactRef) -> Result<Vec<TensorFile>, TrainError> {

@@ -35,8 +35,6 @@ pub struct Taken {
     pub version: PolicyVersion,
     /// Bytes of their files.
     pub bytes: u64,
-    /// Workers that have them.
-    pub workers: u32,
     /// Seconds from telling a worker to its word, the slowest one.
     pub seconds: f64,
 }
@@ -136,14 +134,10 @@ impl Witness {
     }
 
     fn took(&mut self, version: PolicyVersion, bytes: u64, seconds: f64) {
-        let before = self.taken.filter(|taken| taken.version >= version);
-        match before {
+        match &mut self.taken {
             Some(taken) if taken.version > version => {}
-            before => {
-                let workers = before.map_or(1, |taken| taken.workers + 1);
-                let seconds = before.map_or(seconds, |taken| seconds.max(taken.seconds));
-                self.taken = Some(Taken { version, bytes, workers, seconds });
-            }
+            Some(taken) if taken.version == version => taken.seconds = taken.seconds.max(seconds),
+            taken => *taken = Some(Taken { version, bytes, seconds }),
         }
     }
 

@@ -134,7 +134,8 @@ fn encode(status: &RunStatus) -> wire::Status {
         publication: status.taken.map(|taken| wire::Publication {
             version: taken.version.0,
             bytes: taken.bytes,
-            workers: taken.workers,
+            workers: view.workers.iter().filter(|w| w.version == Some(taken.version)).count()
+                as u32,
             seconds: taken.seconds,
         }),
     }

@@ -5,13 +5,15 @@ use crate::dice::Dice;
 use crate::model;
 use crate::options::Options;
 use crate::world::{Happening, Reply, World};
-use duet_core::scheduler::{SHARD, Verdict};
+use duet_core::scheduler::Verdict;
 use duet_core::work::{
-    Assignment, Done, Held, Lease, LeaseId, Outcome, Rendezvous, Report, Score, ShardDone, Step,
-    StepDone, Weights, Work,
+    Assignment, Done, Held, Lease, LeaseId, Outcome, Report, Score, ShardDone, Step, StepDone,
+    Weights, Work,
 };
 use duet_core::{Attempt, Digest, Millis, PolicyVersion, Rank, Role, TrainerEpoch, WorkerId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+mod trainer;
 
 const HEARTBEAT: u64 = 400;
 const PATIENCE: u64 = 400;
@@ -85,7 +87,8 @@ pub struct Process {
     call: Option<Call>,
     resume: Option<Call>,
     reports: VecDeque<(u64, Report)>,
-    step: Option<Step>,
+    /// The step it takes, and how long that lasts; its report is known when it is over.
+    step: Option<(u64, Step)>,
     task: u64,
     versions: BTreeSet<PolicyVersion>,
     seat: Option<Seat>,
@@ -294,8 +297,9 @@ impl World {
         let process = &mut self.processes[worker];
         process.task += 1;
         let task = process.task;
-        match process.reports.front() {
-            Some((span, _)) => {
+        let step = process.step.as_ref().map(|(span, _)| *span);
+        match step.or_else(|| process.reports.front().map(|(span, _)| *span)) {
+            Some(span) => {
                 let after = span * process.slow;
                 self.ring(worker, after, Alarm::Due(task));
             }
@@ -305,11 +309,11 @@ impl World {
 
     fn due(&mut self, worker: usize, task: u64) {
         let writes = !self.processes[worker].saves.is_empty();
-        if writes && self.processes[worker].step.as_ref().is_some_and(|step| step.checkpoint) {
+        if writes && self.processes[worker].step.as_ref().is_some_and(|(_, s)| s.checkpoint) {
             // One at a time: the next copy waits for the one before.
             return self.ring(worker, 20, Alarm::Due(task));
         }
-        if let Some(step) = self.processes[worker].step.take() {
+        if let Some((_, step)) = self.processes[worker].step.take() {
             let report = self.stepped(worker, &step);
             return self.call(worker, Call::Report(report));
         }
@@ -350,9 +354,7 @@ impl World {
             Assignment::Rendezvous(rendezvous) => self.sit_down(worker, &rendezvous),
             Assignment::Step(step) => {
                 let span = self.dice.between(20, 200);
-                self.processes[worker].step = Some(step);
-                let placeholder = Report::PublishAck { version: PolicyVersion(0) };
-                self.processes[worker].reports.push_back((span, placeholder));
+                self.processes[worker].step = Some((span, step));
             }
             Assignment::Leave { .. } => return self.call(worker, Call::Leave),
         }
@@ -392,106 +394,6 @@ impl World {
             1 => Done::Score(vec![[("semantic".to_owned(), Score::Scored(f64::NAN))].into(); 2]),
             _ => Done::Score(Vec::new()),
         }
-    }
-
-    fn sit_down(&mut self, worker: usize, rendezvous: &Rendezvous) {
-        let Rendezvous { epoch, rank, restore, newest, .. } = rendezvous;
-        let base = (PolicyVersion(0), Digest([0; 32]));
-        let held = match restore {
-            _ if self.holds_newest(rendezvous) => newest.map(|held| (held.version, held.digest)),
-            Some(manifest) => self.coordinator.manifests.get(&manifest.key).copied(),
-            None => Some(base),
-        };
-        let Some((version, digest)) = held else {
-            return self.break_off(format!("{restore:?} is to be restored, but never was written"));
-        };
-        let session = self.processes[worker].session;
-        self.groups.entry(epoch.0).or_default().insert(rank.0, (worker, session));
-        let mut reports = VecDeque::new();
-        if *rank == Rank(0) {
-            let address = format!("host:{}", epoch.0);
-            reports.push_back((5, Report::StoreReady { epoch: *epoch, address }));
-        }
-        let span = self.dice.between(20, 300);
-        let (epoch, rank) = (*epoch, *rank);
-        let mut said = digest;
-        if version.0 > 0 && self.lies_in_earnest(worker) {
-            said.0[0] ^= 1;
-        }
-        reports.push_back((span, Report::TrainerReady { epoch, rank, version, digest: said }));
-        self.processes[worker].seat = Some(Seat { epoch, rank, version, digest });
-        self.processes[worker].state = Some(Held { version, digest });
-        self.processes[worker].reports = reports;
-    }
-
-    /// Whether the ranks of a group go on from the newest committed version, which one of them holds.
-    /// What the first one finds is what they agree on.
-    fn holds_newest(&mut self, rendezvous: &Rendezvous) -> bool {
-        let Some(newest) = rendezvous.newest else { return false };
-        if let Some(agreed) = self.agreed.get(&rendezvous.epoch.0) {
-            return *agreed;
-        }
-        let holds = |process: &Process| process.up && process.state == Some(newest);
-        let agreed = self.processes.iter().any(holds) && self.dice.permille(700);
-        self.agreed.insert(rendezvous.epoch.0, agreed);
-        self.handed_on += u64::from(agreed);
-        agreed
-    }
-
-    /// A rank is through with a step, or its group has come apart meanwhile.
-    fn stepped(&mut self, worker: usize, step: &Step) -> Report {
-        self.processes[worker].reports.clear();
-        let (epoch, iteration) = (step.epoch, step.iteration);
-        let seat = self.processes[worker]
-            .seat
-            .filter(|seat| seat.epoch == epoch && seat.version.0 == u64::from(iteration));
-        let Some(seat) = seat else {
-            let held = self.processes[worker].seat;
-            let rank = held.map_or(Rank(9), |seat| seat.rank);
-            let reason = format!("told to take step {iteration}, but is at {held:?}");
-            return Report::TrainerFailed { epoch, rank, kind: "state".to_owned(), reason };
-        };
-        let rank = seat.rank;
-        let alone = { self.groups.get(&epoch.0).into_iter().flatten() }
-            .any(|(_, (other, session))| !self.processes[*other].is(*session));
-        if alone {
-            let (kind, reason) = ("collective".to_owned(), "connection reset".to_owned());
-            return Report::TrainerFailed { epoch, rank, kind, reason };
-        }
-        let mut digest = model::after(seat.digest, step);
-        let version = PolicyVersion(seat.version.0 + u64::from(step.update));
-        self.processes[worker].seat = Some(Seat { version, digest, ..seat });
-        self.processes[worker].state = Some(Held { version, digest });
-        if self.options.spec.world > 1 && self.lies_in_earnest(worker) {
-            digest.0[0] ^= 1;
-        }
-        if step.checkpoint {
-            self.save(worker, Seat { version, ..seat });
-        }
-        let weights = Weights { version, llm: None, dit: None, digest };
-        let metrics = [("loss".to_owned(), 0.1 * f64::from(iteration))].into();
-        Report::StepDone(StepDone { epoch, rank, iteration, weights, metrics })
-    }
-
-    /// A rank begins to write its shard, beside the steps to come.
-    fn save(&mut self, worker: usize, seat: Seat) {
-        let Seat { epoch, rank, version, .. } = seat;
-        let fails = !self.healed && self.failed_shards < 2 && self.dice.permille(20);
-        self.failed_shards += u32::from(fails);
-        let report = if fails {
-            let (kind, reason) = (SHARD.to_owned(), "the store is full".to_owned());
-            Report::TrainerFailed { epoch, rank, kind, reason }
-        } else {
-            let shards = vec![model::shard(version, epoch, rank)];
-            Report::ShardDone(ShardDone { epoch, rank, version, shards })
-        };
-        // Before the step's own report is heard, or long after the next step.
-        let longest = self.dice.pick(&[30, 300, 2_000]);
-        let span = self.dice.between(1, longest) * self.processes[worker].slow;
-        self.save_requests += 1;
-        let request = SAVES + self.save_requests;
-        self.processes[worker].saves.insert(request, report);
-        self.ring(worker, span, Alarm::Saved(request));
     }
 
     /// A lie about what it was asked: a trainer's costs a group, so there are at most two in a run.

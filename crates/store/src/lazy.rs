@@ -70,19 +70,21 @@ impl Lazy {
         let folders: BTreeSet<PathBuf> = files.iter().flat_map(above).collect();
         let folders: Vec<&Path> = folders.iter().map(PathBuf::as_path).collect();
         let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
-        let synced = sync_all(&files).and_then(|()| sync_all(&folders));
+        let failed = [sync_all(&files), sync_all(&folders)].concat();
         let mut owed = self.owed();
-        match synced {
-            Ok(()) => {
-                owed.keys.retain(|key| !keys.contains(key));
-                Ok(())
-            }
-            Err((path, error)) => {
-                let reason = format!("{}: {error}", path.display());
-                owed.lost = Some(reason.clone());
-                Err(StoreError::Unsynced { place: place.to_owned(), reason })
+        let Some((path, error)) = failed.first() else {
+            owed.keys.retain(|key| !keys.contains(key));
+            return Ok(());
+        };
+        let reason = format!("{}: {error}", path.display());
+        owed.lost = Some(reason.clone());
+        // Who resumes the run must not find them as if they were whole, but write them again.
+        for file in files.iter().filter(|file| failed.iter().any(|(at, _)| file.starts_with(at))) {
+            if let Err(error) = std::fs::remove_file(file) {
+                tracing::warn!(file = %file.display(), %error, "could not be taken away");
             }
         }
+        Err(StoreError::Unsynced { place: place.to_owned(), reason })
     }
 
     fn owed(&self) -> MutexGuard<'_, Owed> {
@@ -90,23 +92,23 @@ impl Lazy {
     }
 }
 
-/// Syncs these, several at once: a disk writes them together.
-fn sync_all(paths: &[&Path]) -> std::result::Result<(), (PathBuf, io::Error)> {
-    let some = |paths: &[&Path]| {
-        paths.iter().try_for_each(|path| match File::open(path).and_then(|f| f.sync_all()) {
-            // Deleted since.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            done => done.map_err(|error| (path.to_path_buf(), error)),
-        })
+/// Syncs these, several at once: a disk writes them together. Gives those that failed, and why.
+fn sync_all(paths: &[&Path]) -> Vec<(PathBuf, String)> {
+    let one = |path: &&Path| match File::open(path).and_then(|file| file.sync_all()) {
+        // Deleted since.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        done => done.err().map(|error| (path.to_path_buf(), error.to_string())),
     };
+    let some = |paths: &[&Path]| paths.iter().filter_map(one).collect::<Vec<_>>();
     std::thread::scope(|scope| {
         let share = paths.len().div_ceil(AT_ONCE).max(1);
         let threads: Vec<_> =
             paths.chunks(share).map(|paths| scope.spawn(move || some(paths))).collect();
-        threads.into_iter().try_for_each(|thread| match thread.join() {
-            Ok(done) => done,
+        let failed = |thread: std::thread::ScopedJoinHandle<'_, _>| match thread.join() {
+            Ok(failed) => failed,
             Err(panic) => std::panic::resume_unwind(panic),
-        })
+        };
+        threads.into_iter().flat_map(failed).collect()
     })
 }
 
@@ -123,6 +125,26 @@ pub(crate) fn torn(found: &[u8], whole: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_could_not_be_synced_is_taken_away_and_no_later_sync_helps() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let lazy = Arc::new(Lazy::new(root.clone()).unwrap());
+        std::fs::write(root.join("whole"), "a").unwrap();
+        // A socket cannot be opened as a file.
+        drop(std::os::unix::net::UnixListener::bind(root.join("odd")).unwrap());
+        lazy.owe("whole");
+        lazy.settle("here").unwrap();
+        assert_eq!(lazy.count(), 0);
+        lazy.owe("whole");
+        lazy.owe("odd");
+        for _ in 0..2 {
+            let error = lazy.settle("here").unwrap_err().to_string();
+            assert!(error.contains("odd") && error.contains("resume the run"), "{error}");
+        }
+        assert!(root.join("whole").exists() && !root.join("odd").exists());
+    }
 
     #[test]
     fn a_torn_file_is_told_from_another() {

@@ -247,7 +247,8 @@ impl Store {
     }
 
     /// As [`Store::create`], but on a local disk it is synced only by [`Store::settle`]: for what can be
-    /// written again until then. What a loss of power left of the same bytes is replaced.
+    /// written again until then. What a loss of power left of the same bytes is replaced, and the same bytes
+    /// are as good as created.
     pub(crate) async fn create_lazily(&self, key: &str, bytes: Bytes) -> Result<()> {
         let Some(lazy) = &self.lazy else { return self.create(key, bytes).await };
         let path = self.key(key)?;
@@ -264,7 +265,10 @@ impl Store {
             done => return done.map(drop),
         }
         let found = self.get(key).await?;
-        if found != bytes && torn(&found, &bytes) {
+        if found == bytes {
+            return Ok(());
+        }
+        if torn(&found, &bytes) {
             tracing::warn!(key, "half-written when the power was lost: written again");
             return put(PutMode::Overwrite).await.map(drop);
         }

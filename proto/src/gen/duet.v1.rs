@@ -1732,7 +1732,7 @@ pub struct Publication {
     /// Bytes of its files; a worker fetches those that it does not hold.
     #[prost(uint64, tag = "2")]
     pub bytes: u64,
-    /// Workers that have fetched, verified and loaded it.
+    /// Workers that hold it now: fetched, verified and loaded.
     #[prost(uint32, tag = "3")]
     pub workers: u32,
     /// Seconds from telling a worker to its word that it holds them: the slowest one.

@@ -1,7 +1,8 @@
 //! One of the two models with what trains it: the trained tensors, their gradients, AdamW.
 
-use super::gradient::{Gradient, Own, Reduction, Sharing};
-use super::layout::{Seat, Span};
+use super::gradient::{Reduction, Sharing};
+use super::layout::Seat;
+use super::seated::Seated;
 use super::settings::{BranchSettings, OldPolicy};
 use crate::error::TrainError;
 use duet_core::Seed;
@@ -9,10 +10,9 @@ use duet_models::lora::{Adaptable, Lora};
 use duet_models::params::ParamSet;
 use duet_torch::Tensors;
 use duet_torch::collective::Collective;
-use duet_torch::optim::AdamW;
 use duet_torch::tensorfile::{Assembly, Piece};
 use std::ops::Range;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// A branch.
 pub struct Branch {
@@ -27,82 +27,6 @@ pub struct Branch {
     seated: Option<Seated>,
     /// The policy that samples, where it is not the trained one.
     old: Option<Tensors>,
-}
-
-/// A branch's state as one rank holds it.
-struct Seated {
-    /// The trained tensors, in the order of the gradient's layout.
-    leaves: Vec<Tensor>,
-    gradient: Gradient,
-    /// What this rank takes steps for, by name: whole tensors, or flat stretches of them.
-    own: Vec<Own>,
-    params: Tensors,
-    grads: Tensors,
-    optimiser: AdamW,
-    /// Moving average of what this rank takes steps for, where one is kept.
-    ema: Option<Tensors>,
-}
-
-impl Seated {
-    /// A fresh state.
-    fn new(
-        params: &Tensors,
-        settings: &BranchSettings,
-        seat: Seat,
-        sharing: Sharing,
-    ) -> Result<Seated, TrainError> {
-        let gradient = Gradient::new(params, seat, sharing)?;
-        let names = gradient.layout().names();
-        let leaves: Vec<Tensor> = names.iter().map(|name| params[name].shallow_clone()).collect();
-        let own = gradient.own()?;
-        let (mut mine, mut grads) = (Tensors::new(), Tensors::new());
-        for own in &own {
-            let leaf = &leaves[own.param];
-            let (param, grad) = match own.len == leaf.numel() as i64 {
-                true => (leaf.detach(), own.grad.f_view(leaf.size().as_slice())?),
-                false => {
-                    let flat = leaf.f_detach()?.f_view(-1)?;
-                    (flat.f_narrow(0, own.from, own.len)?, own.grad.shallow_clone())
-                }
-            };
-            mine.insert(own.name.clone(), param);
-            grads.insert(own.name.clone(), grad);
-        }
-        let optimiser = AdamW::new(settings.adamw, &mine)?;
-        let copy = |(name, param): (&String, &Tensor)| (name.clone(), param.copy());
-        let ema = (settings.ema > 0.0).then(|| mine.iter().map(copy).collect());
-        Ok(Seated { leaves, gradient, own, params: mine, grads, optimiser, ema })
-    }
-
-    /// Gives every rank what the others took steps for.
-    fn gather(&self, group: &dyn Collective) -> Result<(), TrainError> {
-        let layout = self.gradient.layout();
-        let owned = layout.owned();
-        for bucket in 0..layout.buckets().len() {
-            let spans: Vec<Span> = layout.within(bucket).copied().collect();
-            let flat = |param: usize| self.leaves[param].f_detach()?.f_view(-1);
-            // In the parameters' own type where they have one, so that half precision travels as such.
-            let kinds = spans.iter().map(|span| self.leaves[span.param].kind());
-            let kind = kinds.reduce(|a, b| if a == b { a } else { Kind::Float });
-            let device = self.leaves.first().map_or(Device::Cpu, Tensor::device);
-            let options = (kind.unwrap_or(Kind::Float), device);
-            let whole = Tensor::f_zeros([layout.bucket_len(bucket)], options)?;
-            let share = layout.share(bucket);
-            let part = Tensor::f_zeros([share.end - share.start], options)?;
-            for own in owned.iter().filter(|own| own.bucket == bucket) {
-                let mut to = part.f_narrow(0, own.at - share.start, own.len)?;
-                to.f_copy_(&flat(own.param)?.f_narrow(0, own.from, own.len)?)?;
-            }
-            // As bytes: they are copied, not computed with.
-            let bytes = |tensor: &Tensor| tensor.f_view_dtype(Kind::Uint8);
-            group.all_gather(&bytes(&whole)?, &bytes(&part)?)?;
-            for span in spans {
-                let mut to = flat(span.param)?.f_narrow(0, span.from, span.len)?;
-                to.f_copy_(&whole.f_narrow(0, span.at, span.len)?)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Branch {
@@ -173,21 +97,7 @@ impl Branch {
             );
             return Err(TrainError::Protocol(reason));
         }
-        // What there was goes before its successor comes.
-        seated.own.clear();
-        seated.grads.clear();
-        seated.gradient = Gradient::new(&Tensors::new(), seat, sharing)?;
-        seated.gradient = Gradient::new(&self.params, seat, sharing)?;
-        seated.own = seated.gradient.own()?;
-        for own in &seated.own {
-            let leaf = &seated.leaves[own.param];
-            let view = match own.len == leaf.numel() as i64 {
-                true => own.grad.f_view(leaf.size().as_slice())?,
-                false => own.grad.shallow_clone(),
-            };
-            seated.grads.insert(own.name.clone(), view);
-        }
-        Ok(())
+        seated.renew(&self.params, seat, sharing)
     }
 
     /// Replaces the state by rank `root`'s. All ranks of a group that hold it whole call this.

@@ -18,6 +18,7 @@ pub mod layout;
 pub(crate) mod llm;
 mod nft;
 pub mod norm;
+mod seated;
 mod settings;
 pub(crate) mod tally;
 
