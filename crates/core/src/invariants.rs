@@ -1,11 +1,12 @@
 //! The invariants, by id. Checked in release builds and in the simulator.
 //!
 //! What is checked where: `State::apply` refuses a record that would break DU-1, DU-2, DU-4, DU-5, DU-6, DU-8
-//! or DU-12, at every decision; [`check`] reads DU-1, DU-2, DU-4, DU-7 and DU-8 off the whole state after
-//! every committed step; the lease table refuses a second lease (DU-5); DU-3 holds because a lease's version
+//! or DU-12, at every decision; [`check_step`] reads DU-1, DU-2, DU-4, DU-7 and DU-8 off what a committed step
+//! may have changed, after every one, and [`check`] off the whole state before every checkpoint; the lease table refuses a second lease (DU-5); DU-3 holds because a lease's version
 //! is computed from its iteration alone; DU-9 is the artifact store's. The simulator's oracle works all of
 //! them out again from the journal, and adds DU-10 and DU-11. A violation ends the run with its id.
 
+use crate::TreeId;
 use crate::scheduler::{Fate, State, judge};
 use crate::spec::RunSpec;
 
@@ -42,18 +43,31 @@ impl Violation {
     }
 }
 
-/// Checks the durable state.
+/// Checks the durable state, whole.
 ///
 /// # Errors
 /// The first violation found.
 pub fn check(spec: &RunSpec, state: &State) -> Result<(), Violation> {
-    du_1_and_2(state)?;
+    du_1_and_2(state, 0)?;
     du_4(state)?;
     du_7_and_8(spec, state)
 }
 
-fn du_1_and_2(state: &State) -> Result<(), Violation> {
-    for (id, tree) in &state.trees {
+/// Checks what a committed step may have changed; the rest was checked when it was committed.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_step(spec: &RunSpec, state: &State) -> Result<(), Violation> {
+    du_1_and_2(state, state.version.0.saturating_sub(1))?;
+    du_4(state)?;
+    du_7_and_8(spec, state)
+}
+
+/// From this iteration on; no tree of an earlier one is in flight.
+fn du_1_and_2(state: &State, first: u64) -> Result<(), Violation> {
+    let first = TreeId { iteration: u32::try_from(first).unwrap_or(u32::MAX), index: 0 };
+    let mut flying = 0;
+    for (id, tree) in state.trees.range(first..) {
         let committed = u64::from(id.iteration) < state.version.0;
         match (&tree.fate, committed) {
             (Some(Fate::Trained | Fate::ZeroSpread), false) => {
@@ -64,10 +78,9 @@ fn du_1_and_2(state: &State) -> Result<(), Violation> {
                 let text = format!("tree {id} has no fate although its step is committed");
                 return Err(Violation::new("DU-2", text));
             }
-            _ => {}
+            (fate, _) => flying += u64::from(fate.is_none()),
         }
     }
-    let flying = state.trees.values().filter(|tree| tree.fate.is_none()).count() as u64;
     let totals = &state.totals;
     let retired = totals.trained + totals.zero_spread + totals.failed;
     if flying + retired != totals.admitted {

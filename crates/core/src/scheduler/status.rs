@@ -108,6 +108,12 @@ impl Scheduler {
         }
     }
 
+    /// Whether every connected rollout worker holds this version or a newer one.
+    pub fn is_published(&self, version: PolicyVersion) -> bool {
+        let mut rollout = self.workers.iter().filter(|(_, worker)| worker.role == Role::Rollout);
+        rollout.all(|(_, worker)| worker.versions.last().is_some_and(|held| *held >= version))
+    }
+
     /// Failed attempts by kind, and missing scores as `missing-score/COMPONENT`.
     fn failures(&self) -> BTreeMap<String, u64> {
         let totals = &self.state.totals;

@@ -6,6 +6,7 @@ use super::record::{Fate, Record};
 use super::state::iteration_range;
 use super::trainers::Group;
 use super::{Scheduler, Verdict, batch};
+use crate::invariants;
 use crate::mutation::Mutation;
 use crate::work::{Gates, Step, StepDone, Window};
 use crate::{ArtifactRef, PolicyVersion, WorkerId};
@@ -196,7 +197,8 @@ impl Scheduler {
         }
         self.unsettled.remove(&step.iteration);
         self.group_succeeded();
-        if let Err(violation) = self.check() {
+        let checked = invariants::check_step(&self.spec, &self.state);
+        if let Err(violation) = checked.and_then(|()| self.leases.check(&self.state)) {
             self.halt(violation.to_string());
         }
         self.emit_lineage(step.iteration);
@@ -215,6 +217,10 @@ impl Scheduler {
             return Verdict::Refused(format!("{version} was never committed; newest is {newest}"));
         }
         self.saving_failures = 0;
+        if let Err(violation) = self.check() {
+            self.halt(violation.to_string());
+            return Verdict::Refused(violation.to_string());
+        }
         let unneeded = self.unneeded(version);
         self.commit(Record::Checkpointed { version, manifest });
         if !unneeded.is_empty() {
