@@ -40,27 +40,40 @@ pub(super) struct Link {
     registering: Mutex<()>,
 }
 
+/// A connection to the coordinator, which the sessions of one process may share: then what is said to
+/// them at the same time comes together. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Connection(WorkerServiceClient<Channel>);
+
+impl Connection {
+    /// One to where the options say. It is made with the first call, and again after it broke.
+    ///
+    /// # Errors
+    /// [`SessionError::Address`].
+    pub fn to(options: &WorkerOptions) -> Result<Connection, SessionError> {
+        let WorkerOptions { coordinator, tls, allow_plaintext, .. } = options;
+        let channel = channel_on(coordinator, tls.as_ref(), *allow_plaintext)?;
+        Ok(Connection(worker_client(channel)))
+    }
+}
+
 impl Link {
     pub(super) fn new(
         options: WorkerOptions,
+        connection: &Connection,
         session: u64,
         shutdown: CancellationToken,
-    ) -> Result<Link, SessionError> {
-        let client = worker_client(channel_on(
-            &options.coordinator,
-            options.tls.as_ref(),
-            options.allow_plaintext,
-        )?);
-        Ok(Link {
+    ) -> Link {
+        Link {
             options,
             session,
             shutdown,
-            client,
+            client: connection.0.clone(),
             exchange: std::sync::Mutex::default(),
             aborted: watch::Sender::new(None),
             known: watch::Sender::new(Known::default()),
             registering: Mutex::new(()),
-        })
+        }
     }
 
     pub(super) fn client(&self) -> WorkerServiceClient<Channel> {

@@ -7,6 +7,7 @@ mod link;
 mod retry;
 
 pub use error::SessionError;
+pub use link::Connection;
 
 use crate::access;
 use crate::channel::endpoint;
@@ -107,7 +108,23 @@ impl Session {
         options: WorkerOptions,
         shutdown: CancellationToken,
     ) -> Result<Session, SessionError> {
-        let link = Arc::new(Link::new(options, session_number(), shutdown.clone())?);
+        let connection = Connection::to(&options)?;
+        Session::connect_over(&connection, options, shutdown).await
+    }
+
+    /// As [`Session::connect`], over a connection that other sessions of this process may use too.
+    ///
+    /// # Errors
+    /// As [`Session::connect`].
+    ///
+    /// # Panics
+    /// As [`Session::connect`].
+    pub async fn connect_over(
+        connection: &Connection,
+        options: WorkerOptions,
+        shutdown: CancellationToken,
+    ) -> Result<Session, SessionError> {
+        let link = Arc::new(Link::new(options, connection, session_number(), shutdown.clone()));
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return Err(SessionError::Stopped),

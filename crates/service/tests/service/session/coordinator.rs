@@ -3,6 +3,7 @@
 use duet_core::work::{Assignment, Report};
 use duet_proto::convert::Sender;
 use duet_proto::v1 as wire;
+use duet_service::access;
 use duet_service::server::server;
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -42,6 +43,8 @@ struct State {
     script: Script,
     known: BTreeSet<(String, u64)>,
     reports: Vec<Report>,
+    /// From where sessions registered.
+    peers: BTreeSet<SocketAddr>,
     seen: mpsc::UnboundedSender<Seen>,
 }
 
@@ -93,8 +96,10 @@ impl wire::worker_service_server::WorkerService for Scripted {
         &self,
         request: Request<wire::RegisterRequest>,
     ) -> Result<Response<wire::RegisterResponse>, Status> {
+        let peer = access::address(&request);
         let caller = sender(request.into_inner().caller)?;
         let mut state = self.0.lock().unwrap();
+        state.peers.extend(peer);
         if let Some(why) = state.script.refuse {
             return Err(Status::failed_precondition(why));
         }
@@ -198,14 +203,16 @@ pub struct Coordinator {
     pub address: SocketAddr,
     pub seen: mpsc::UnboundedReceiver<Seen>,
     runtime: Option<tokio::runtime::Runtime>,
+    state: Arc<Mutex<State>>,
 }
 
 impl Coordinator {
     /// Starts one on `address` (port 0: any).
     pub async fn start(address: &str, script: Script) -> Coordinator {
         let (tell, seen) = mpsc::unbounded_channel();
-        let state = State { script, known: BTreeSet::new(), reports: Vec::new(), seen: tell };
-        let service = Scripted(Arc::new(Mutex::new(state)));
+        let (known, reports, peers) = (BTreeSet::new(), Vec::new(), BTreeSet::new());
+        let state = Arc::new(Mutex::new(State { script, known, reports, peers, seen: tell }));
+        let service = Scripted(state.clone());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -219,11 +226,16 @@ impl Coordinator {
             server.serve(CancellationToken::new()).await.unwrap();
         });
         let address = address_of.await.unwrap();
-        Coordinator { address, seen, runtime: Some(runtime) }
+        Coordinator { address, seen, runtime: Some(runtime), state }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Connections over which sessions registered.
+    pub fn connections(&self) -> usize {
+        self.state.lock().unwrap().peers.len()
     }
 
     /// Dies at once, with all its connections.

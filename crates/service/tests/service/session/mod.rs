@@ -6,7 +6,7 @@ use coordinator::{Coordinator, Script, Seen};
 use duet_core::work::{Assignment, LeaseId, Outcome, Report, StepDone, Unit, Weights};
 use duet_core::{Attempt, Digest, PolicyVersion, Rank, Role, TrainerEpoch, TreeId};
 use duet_service::exit;
-use duet_service::worker::{Session, SessionError, Verdict, WorkerOptions};
+use duet_service::worker::{Connection, Session, SessionError, Verdict, WorkerOptions};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -93,6 +93,28 @@ async fn the_next_assignment_comes_with_the_answer_to_a_report() {
         polls += u32::from(matches!(seen, Seen::Polled(_)));
     }
     assert_eq!(polls, 1, "the second one");
+}
+
+#[tokio::test]
+async fn sessions_of_a_process_may_share_a_connection() {
+    let mut coordinator = Coordinator::start("127.0.0.1:0", script(1, &[7, 8])).await;
+    let connection = Connection::to(&options(coordinator.url())).unwrap();
+    let mut sessions = Vec::new();
+    for worker in ["rollout-0.0", "rollout-0.1"] {
+        let options = WorkerOptions { worker: worker.into(), ..options(coordinator.url()) };
+        let session = Session::connect_over(&connection, options, CancellationToken::new()).await;
+        let Seen::Registered(who) = coordinator.sees().await else { panic!("not registered") };
+        assert_eq!(who.worker.0, worker);
+        sessions.push(session.unwrap());
+    }
+    assert_eq!(coordinator.connections(), 1);
+    let [first, second] = &sessions[..] else { panic!("two sessions") };
+    assert_eq!(first.next().await.unwrap(), Assignment::Publish(weights(7)));
+    first.leave("done").await;
+    assert_eq!(coordinator.sees().await, Seen::Left("done".to_owned()));
+    // The other one's goodbye was its own.
+    assert_eq!(second.report_and_go_on(handed_back(1)).await.unwrap(), Verdict::Accepted);
+    assert_eq!(second.next().await.unwrap(), Assignment::Publish(weights(8)));
 }
 
 #[tokio::test]
