@@ -1,13 +1,13 @@
 //! How many trees a second the control plane carries through their whole life, when the work itself
 //! takes no time: `cargo run --release -p duet-coordinator --example control -- [--trees N] [--wide P]
-//! [--lag L] [--traces J] [--sessions S]`.
+//! [--lag L] [--traces J] [--sessions S] [--keep]`.
 //!
 //! The coordinator, four workers (two think and render, two score) and a trainer are processes of
 //! their own, over gRPC on loopback; the journal is on, with fsync and group commit. A tree is one
 //! lease to think, J to render and J to score; P trees make an optimiser step, with its published
 //! weights and its Parquet tables, and the trees of L steps more are sampled meanwhile. A worker has S
 //! sessions, each of which holds one lease. Prints JSON, with the processors' time that each lease
-//! took.
+//! took. `--keep` leaves the files: on some file systems new ones take longer after many were deleted.
 //!
 //! `control -- loss` measures how long it takes from a worker's SIGKILL, in the middle of a lease, until
 //! another worker has been given that lease; `control -- floor` how long one append to the journal
@@ -26,7 +26,7 @@ use duet_core::work::{
 };
 use duet_core::{ArtifactRef, Digest, Millis, PolicyVersion, Rank, Role, WorkerId};
 use duet_service::server::Limits;
-use duet_service::worker::{Session, WorkerOptions};
+use duet_service::worker::{Connection, Session, WorkerOptions};
 use duet_store::checkpoint::Retention;
 use duet_store::journal::retained;
 use duet_store::{Journal, Store, keys};
@@ -59,7 +59,7 @@ fn main() -> Result<()> {
                 lag: lag.parse()?,
                 traces: traces.parse()?,
             };
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(coordinate(Path::new(folder), shape))
         }
         ["worker", folder, url, name, role, sessions] => {
@@ -80,7 +80,7 @@ fn main() -> Result<()> {
                 lag: number("--lag", 0)?,
                 traces: number("--traces", 1)?,
             };
-            measure(shape, number("--sessions", 2)?)
+            measure(shape, number("--sessions", 2)?, rest.contains(&"--keep"))
         }
     }
 }
@@ -141,8 +141,9 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
 }
 
 /// Starts everything and measures from outside: by the files that the processes leave.
-fn measure(shape: Shape, sessions: u32) -> Result<()> {
-    let folder = tempfile::tempdir()?;
+fn measure(shape: Shape, sessions: u32, keep: bool) -> Result<()> {
+    let mut folder = tempfile::tempdir()?;
+    folder.disable_cleanup(keep);
     let path = folder.path().display().to_string();
     let began = Instant::now();
     let numbers = [shape.trees, shape.wide, shape.lag, shape.traces].map(|n| n.to_string());
@@ -360,14 +361,16 @@ async fn work(folder: &Path, url: &str, name: &str, role: &str, sessions: u32) -
         "reward" => Role::Reward,
         _ => Role::Trainer,
     };
+    let connection = Connection::to(&worker(url, name, role))?;
     let names = (0..sessions).map(|n| format!("{name}.{n}"));
-    let all = names.map(|name| async move { serve(folder, url, &name, role).await });
+    let all = names.map(|name| serve(folder, &connection, worker(url, &name, role)));
     futures::future::try_join_all(all).await?;
     Ok(())
 }
 
-async fn serve(folder: &Path, url: &str, name: &str, role: Role) -> Result<()> {
-    let session = Session::connect(worker(url, name, role), CancellationToken::new()).await?;
+async fn serve(folder: &Path, connection: &Connection, options: WorkerOptions) -> Result<()> {
+    let role = options.role;
+    let session = Session::connect_over(connection, options, CancellationToken::new()).await?;
     let store = store(folder)?;
     let mut leased = false;
     let nothing = ArtifactRef { key: "nothing".to_owned(), digest: Digest([0; 32]), bytes: 0 };

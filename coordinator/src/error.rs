@@ -78,6 +78,18 @@ pub enum CoordinatorError {
     /// The system gives no threads or signals.
     #[error("cannot start: {0}")]
     Runtime(std::io::Error),
+    /// The disk hangs.
+    #[error(
+        "this process has been held up for {} s, most likely by the disk of `{place}`: see to it that \
+         it can be written, then start the coordinator again with --resume",
+        after.as_secs()
+    )]
+    HeldUp {
+        /// The store.
+        place: String,
+        /// For how long.
+        after: std::time::Duration,
+    },
     /// The run cannot go on.
     #[error("the run failed: {0}")]
     RunFailed(String),
@@ -106,6 +118,7 @@ impl CoordinatorError {
             | CoordinatorError::Traces(_)
             | CoordinatorError::Restore(_) => exit::CONFIG,
             CoordinatorError::RunFailed(_) => exit::OTHER,
+            CoordinatorError::HeldUp { .. } => exit::RETRY,
             CoordinatorError::Store(error) => store_code(error),
             CoordinatorError::Journal(error) => match &**error {
                 JournalError::Store(error) => store_code(error),

@@ -27,6 +27,7 @@ pub mod identity;
 pub mod keeper;
 pub mod options;
 pub mod service;
+pub mod stall;
 
 pub use driver::Handle;
 pub use error::CoordinatorError;

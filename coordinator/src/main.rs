@@ -70,7 +70,9 @@ fn run(arguments: Arguments) -> Result<(), CoordinatorError> {
     let mut options = Options::new(&config)?;
     options.resume = arguments.resume;
     options.ready_file = arguments.ready_file;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    // One thread: whatever a lease takes is less than waking another thread for it. What takes longer
+    // (tables, files) has threads of its own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(CoordinatorError::Runtime)?;
     runtime.block_on(async {
         let shutdown = shutdown::token().map_err(CoordinatorError::Runtime)?;

@@ -8,16 +8,21 @@ use crate::grpc::{Control, Roles, StatusPage, Workers};
 use crate::identity::Identity;
 use crate::keeper::Keeper;
 use crate::options::Options;
+use crate::stall::Stall;
 use duet_core::scheduler::{FinishReason, Record, Scheduler, State};
 use duet_service::metrics::{self, Metrics, Scraped, table::Place};
 use duet_service::server::{self, Server};
 use duet_service::traces::{Process, Run, Traces};
-use duet_store::{Journal, Opened, keys};
+use duet_store::{Journal, Opened, Store, keys};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
+/// For a disk of this machine to take what is written to it.
+const HELD_UP: Duration = Duration::from_secs(30);
+/// For the last word of a process that was held up.
+const SAYING: Duration = Duration::from_secs(5);
 /// For calls in flight after the driver has ended.
 const CLOSING: Duration = Duration::from_secs(5);
 /// For the keeper to write what is still in its queue.
@@ -105,6 +110,7 @@ impl Service {
         let line = KeeperLine { jobs, kept };
         let Restored { journal, scheduler } = opened;
         let witness = Witness::new(metrics.clone(), traces.clone());
+        let _stall = watch_thread(&options.store)?;
         let (driver, handle) =
             Driver::new(scheduler, journal, terms, line, patience, witness, shutdown);
 
@@ -148,6 +154,25 @@ impl Service {
             reason => Ok(reason),
         }
     }
+}
+
+/// Ends the process when its thread is held up: nothing that is not durable may be done, and a thread
+/// that waits for a disk cannot be had back.
+fn watch_thread(store: &Store) -> Result<Stall, CoordinatorError> {
+    let place = store.place().to_owned();
+    let late = move || {
+        let error = CoordinatorError::HeldUp { place, after: HELD_UP };
+        let code = error.exit_code();
+        // The log may lie on the same disk.
+        let (writing, written) = std::sync::mpsc::channel::<()>();
+        std::thread::spawn(move || {
+            tracing::error!("{error}");
+            drop(writing);
+        });
+        let _ = written.recv_timeout(SAYING);
+        std::process::exit(code.into())
+    };
+    Stall::watch(HELD_UP, late).map_err(CoordinatorError::Runtime)
 }
 
 /// Traces as they are configured.

@@ -14,6 +14,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 
 HERE = pathlib.Path(__file__).parent
 # What is wanted of the first of these; the others show what bounds it.
@@ -65,7 +66,7 @@ def rates(figures, arguments, place, folder):
         trees = max(4 * wide, arguments.trees // (1 + 2 * traces) * 3 // wide * wide)
         ours, theirs = [], []
         for _ in range(arguments.rounds):
-            control = [arguments.example, "--trees", trees, "--wide", wide, "--lag", lag, "--traces", traces]
+            control = [arguments.example, "--trees", trees, "--wide", wide, "--lag", lag, "--traces", traces, "--keep"]
             ours.append(json.loads(run(list(map(str, control)), folder)))
             theirs.append(ray(trees, IN_FLIGHT, traces))
         mine, peer = median(ours, "trees_per_second"), median(theirs, "trees_per_second")
@@ -96,9 +97,12 @@ def main():
     arguments = parser.parse_args()
     figures = Figures()
     print(f"{'':62} {'Duet':>8} {'Ray':>8} {'ratio':>8} {'unit':14} {'wanted'}")
-    peak, cold, cold_ray, memory_ray = rates(figures, arguments, "journal on the disk", None)
+    # All files are deleted at the end: on some file systems new ones take longer after many were deleted.
+    with tempfile.TemporaryDirectory() as folder:
+        peak, cold, cold_ray, memory_ray = rates(figures, arguments, "journal on the disk", folder)
     if os.path.isdir(SHM):
-        rates(figures, arguments, "journal in memory", SHM)
+        with tempfile.TemporaryDirectory(dir=SHM) as folder:
+            rates(figures, arguments, "journal in memory", folder)
     ours, theirs = json.loads(run([arguments.example, "loss"])), ray("loss")
     mine, peer = ours["sigkill_to_work_elsewhere_ms"], theirs["sigkill_to_work_elsewhere_ms"]
     figures.add("SIGKILL of a worker to its work done elsewhere", mine, peer, peer / mine, "ms", "below Ray's", mine < peer)

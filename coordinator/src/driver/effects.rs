@@ -34,7 +34,7 @@ impl Driver {
                 }
                 Effect::WriteLineage(lineage) => {
                     self.board.committed(&lineage);
-                    self.give(Job::Lineage(lineage)).await;
+                    self.give(Job::Lineage(lineage.into())).await;
                 }
                 Effect::Collect(artifacts) => self.give(Job::Collect(artifacts)).await,
                 Effect::Failed(failure) => {

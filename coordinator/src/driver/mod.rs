@@ -25,7 +25,7 @@ use crate::keeper::{Job, Kept};
 use duet_core::scheduler::{
     Command, Effect, Event, FinishReason, Output, Record, Scheduler, Verdict,
 };
-use duet_core::{Millis, Role, TrainerEpoch, WorkerId};
+use duet_core::{Millis, TrainerEpoch, WorkerId};
 use duet_store::Journal;
 use duet_store::journal::{MAX_RECORDS, MAX_SEGMENT};
 use ending::Ending;
@@ -33,7 +33,7 @@ use request::Request;
 use status::Board;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use waiting::Waiting;
 
@@ -41,7 +41,11 @@ use waiting::Waiting;
 const INBOX: usize = 4096;
 /// Requests of one turn.
 const TURN: usize = 4096;
-/// Records after which the state is kept whole, so that a restart reads few segments.
+/// How often in a turn the network is looked at again for more of them.
+const ROUNDS: usize = 8;
+/// Records after which the state may be kept whole, so that a restart reads few segments. It is when they
+/// have as many bytes as the state had last time: so a restart reads at most twice the state, and
+/// keeping a large one costs no more than writing the records.
 const RECORDS_PER_SNAPSHOT: usize = 8192;
 
 /// The driver's end of the lines to the keeper.
@@ -77,10 +81,19 @@ pub struct Driver {
     board: Board,
     witness: Witness,
     ending: Ending,
-    since_snapshot: usize,
+    since_snapshot: Written,
+    /// Bytes of the newest snapshot.
+    snapshot_bytes: usize,
     keep_journal: bool,
     /// What the requests of this turn have caused so far.
     turn: Turn,
+}
+
+/// What lies in the journal after the newest snapshot.
+#[derive(Default)]
+struct Written {
+    records: usize,
+    bytes: usize,
 }
 
 /// Collected over a turn, carried out after the append.
@@ -88,7 +101,7 @@ pub struct Driver {
 struct Turn {
     records: Vec<Record>,
     effects: Vec<Effect>,
-    answers: Vec<Box<dyn FnOnce() + Send>>,
+    answers: Vec<(oneshot::Sender<Verdict>, Verdict)>,
     /// Those who reported and take what there is by the end of the turn.
     brief: Vec<(WorkerId, u64, u64)>,
     /// Polls that ran out.
@@ -126,7 +139,8 @@ impl Driver {
             waiting: Waiting::default(),
             aborted: BTreeMap::new(),
             ending,
-            since_snapshot: 0,
+            since_snapshot: Written::default(),
+            snapshot_bytes: 0,
             keep_journal: terms.keep_journal,
             turn: Turn::default(),
         };
@@ -162,10 +176,7 @@ impl Driver {
             () = self.shutdown.cancelled(), if !asked => self.stop("told to stop"),
             () = sleep_until(due) => {}
         }
-        for _ in 1..TURN {
-            let Ok(request) = self.inbox.try_recv() else { break };
-            self.take(request);
-        }
+        self.take_all().await;
         // After the requests: a heartbeat that waited in the queue is a sign of life.
         let now = self.clock.now();
         if self.scheduler.poll_timeout().is_some_and(|at| at <= now) {
@@ -177,11 +188,30 @@ impl Driver {
         }
     }
 
+    /// Takes what waits, and then what came meanwhile, so that it is all written together.
+    async fn take_all(&mut self) {
+        let mut room = TURN;
+        for _ in 0..ROUNDS {
+            let before = room;
+            while room > 0
+                && let Ok(request) = self.inbox.try_recv()
+            {
+                self.take(request);
+                room -= 1;
+            }
+            if room == before {
+                return;
+            }
+            // Lets those who read from the network hand over what has come.
+            tokio::task::yield_now().await;
+        }
+    }
+
     fn take(&mut self, request: Request) {
         match request {
             Request::Event { event, reply } => {
                 let verdict = self.handle(event);
-                self.turn.answers.push(Box::new(move || drop(reply.send(verdict))));
+                self.turn.answers.push((reply, verdict));
             }
             Request::Poll { worker, session, ticket, reply } => {
                 let verdict = self.handle(Event::Polled { worker: worker.clone(), session });
@@ -194,7 +224,7 @@ impl Driver {
                 let event = Event::Reported { worker: worker.clone(), session, report };
                 let said = self.handle(event);
                 let goes_on = !matches!(said, Verdict::Unknown | Verdict::Refused(_));
-                self.turn.answers.push(Box::new(move || drop(verdict.send(said))));
+                self.turn.answers.push((verdict, said));
                 if goes_on {
                     self.handle(Event::Polled { worker: worker.clone(), session });
                     self.waiting.wait(worker.clone(), session, ticket, next);
@@ -249,10 +279,7 @@ impl Driver {
 
     /// Notes it when every rollout worker holds the newest version.
     fn published(&mut self, now: Millis) {
-        let Some(newest) = self.witness.publishing() else { return };
-        let workers = self.scheduler.status(now).workers;
-        let mut rollout = workers.iter().filter(|worker| worker.role == Role::Rollout);
-        if rollout.all(|worker| worker.version.is_some_and(|version| version >= newest)) {
+        if self.witness.publishing().is_some_and(|newest| self.scheduler.is_published(newest)) {
             self.witness.published(now);
         }
     }
@@ -295,10 +322,12 @@ impl Driver {
         }
         self.carry_out(turn.effects).await;
         self.waiting.over(turn.over);
-        turn.answers.into_iter().for_each(|answer| answer());
-        self.since_snapshot += encoded.len();
-        let checkpointed = turn.records.iter().any(|r| matches!(r, Record::Checkpointed { .. }));
-        if checkpointed || self.since_snapshot >= RECORDS_PER_SNAPSHOT {
+        turn.answers.into_iter().for_each(|(reply, verdict)| drop(reply.send(verdict)));
+        let written = &mut self.since_snapshot;
+        written.records += encoded.len();
+        written.bytes += encoded.iter().map(Vec::len).sum::<usize>();
+        let due = written.records >= RECORDS_PER_SNAPSHOT && written.bytes >= self.snapshot_bytes;
+        if due || turn.records.iter().any(|r| matches!(r, Record::Checkpointed { .. })) {
             self.snapshot().await;
         }
         self.changed.send_modify(|count| *count += 1);
@@ -308,7 +337,7 @@ impl Driver {
     /// Keeps the state whole, so that the segments before it need not be read again. A failure here
     /// loses nothing: the segments are still there.
     async fn snapshot(&mut self) {
-        self.since_snapshot = 0;
+        self.since_snapshot = Written::default();
         if let Err(error) = self.shorten_journal().await {
             tracing::warn!(%error, "the journal could not be shortened");
             self.board.failed(self.clock.now(), "journal", error.to_string());
@@ -317,6 +346,7 @@ impl Driver {
 
     async fn shorten_journal(&mut self) -> Result<(), CoordinatorError> {
         let state = codec::encode_state(self.scheduler.state())?;
+        self.snapshot_bytes = state.len();
         self.journal.snapshot(&state).await?;
         if !self.keep_journal {
             self.journal.collect().await?;

@@ -183,7 +183,9 @@ impl Witness {
                 let Some(since) = self.ended(*id) else { return };
                 let stage = id.unit.stage();
                 self.metrics.observe(&table::LEASE_SECONDS, &[stage], span(since, now));
-                self.traces.send(lease(*id, worker, since, now));
+                if self.traces.is_on() {
+                    self.traces.send(lease(*id, worker, since, now));
+                }
             }
             Record::AttemptFailed { id, worker, kind, reason, lost } => {
                 if *lost {

@@ -19,6 +19,7 @@ use duet_store::checkpoint::Retention;
 use duet_store::{Lineage, Store, StoreError, keys};
 use metrics_file::MetricsFile;
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Jobs that wait; beyond that the driver waits.
@@ -32,7 +33,7 @@ const AT_ONCE: usize = 8;
 /// Something to be kept.
 pub enum Job {
     /// An iteration's rows: its tables and its line in `metrics.jsonl`.
-    Lineage(Box<IterationLineage>),
+    Lineage(Arc<IterationLineage>),
     /// A checkpoint manifest. Answered by [`Kept::Event`].
     Checkpoint(Box<CheckpointJob>),
     /// Artifacts that nothing needs any more.
@@ -61,7 +62,7 @@ pub struct Keeper {
     keep_rollouts: bool,
     run: String,
     config: duet_core::Digest,
-    backlog: VecDeque<Box<IterationLineage>>,
+    backlog: VecDeque<Arc<IterationLineage>>,
     jobs: mpsc::Receiver<Job>,
     kept: mpsc::UnboundedSender<Kept>,
 }
@@ -151,7 +152,8 @@ impl Keeper {
     /// Writes the tables that are not written yet, several iterations at once; they count in order.
     async fn write_backlog(&mut self) {
         while !self.backlog.is_empty() {
-            let some = self.backlog.iter().take(AT_ONCE).map(|lineage| self.lineage.write(lineage));
+            let some = self.backlog.iter().take(AT_ONCE).cloned();
+            let some = some.map(|lineage| self.lineage.write(lineage));
             let written: Vec<_> = futures::future::join_all(some).await;
             for done in written {
                 // What was written of later ones is found written when they are tried again.

@@ -4,12 +4,17 @@
 //! What can be written again until some later point need not be on the disk before that point.
 
 use crate::error::{Result, StoreError};
+use bytes::Bytes;
+use futures::FutureExt;
 use object_store::local::LocalFileSystem;
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, PutMode, PutPayload};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use tokio::sync::oneshot;
 
 /// Syncs that a disk is asked for at the same time.
 const AT_ONCE: usize = 8;
@@ -20,6 +25,34 @@ pub(crate) struct Lazy {
     root: PathBuf,
     backend: LocalFileSystem,
     owed: Mutex<Owed>,
+    scribe: Scribe,
+}
+
+/// What a thread is to do.
+type Task = Box<dyn FnOnce() + Send>;
+
+/// A thread outside every runtime, where the backend does at once what it is asked for; on a runtime it
+/// hands each file to another thread. Begun with the first task.
+#[derive(Debug, Default)]
+struct Scribe(Mutex<Option<mpsc::Sender<Task>>>);
+
+impl Scribe {
+    /// Whether the thread will do this.
+    fn takes(&self, task: Task) -> bool {
+        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if tasks.is_none() {
+            let (to, from) = mpsc::channel::<Task>();
+            let thread = std::thread::Builder::new().name("tables".to_owned());
+            // A task that panics ends the thread: nobody is told what became of it.
+            let begun = thread.spawn(move || from.into_iter().for_each(|task| task()));
+            *tasks = begun.is_ok().then_some(to);
+        }
+        let done = tasks.as_ref().is_some_and(|tasks| tasks.send(task).is_ok());
+        if !done {
+            *tasks = None;
+        }
+        done
+    }
 }
 
 #[derive(Debug, Default)]
@@ -33,12 +66,44 @@ struct Owed {
 impl Lazy {
     pub(crate) fn new(root: PathBuf) -> object_store::Result<Lazy> {
         let backend = LocalFileSystem::new_with_prefix(&root)?.with_automatic_cleanup(true);
-        Ok(Lazy { root, backend, owed: Mutex::default() })
+        Ok(Lazy { root, backend, owed: Mutex::default(), scribe: Scribe::default() })
     }
 
     /// Writes without syncing.
     pub(crate) fn backend(&self) -> &LocalFileSystem {
         &self.backend
+    }
+
+    /// Has objects made and created, one after the other, on a thread of the store.
+    ///
+    /// # Errors
+    /// One of them cannot be, or there are none: gives back what else `make` did. To create them again
+    /// shows what hinders it. `None` when there is no such thread.
+    pub(crate) async fn create_all<T: Send + 'static>(
+        self: &Arc<Lazy>,
+        make: impl FnOnce() -> (Vec<(String, Bytes)>, T) + Send + 'static,
+    ) -> std::result::Result<(), Option<T>> {
+        let (tell, told) = oneshot::channel();
+        let lazy = Arc::downgrade(self);
+        let task = move || {
+            let (objects, made) = make();
+            let each = |lazy: Arc<Lazy>| {
+                !objects.is_empty()
+                    && objects.into_iter().all(|(key, bytes)| lazy.create(&key, bytes))
+            };
+            let done = lazy.upgrade().is_some_and(each);
+            drop(tell.send(if done { Ok(()) } else { Err(Some(made)) }));
+        };
+        if self.scribe.takes(Box::new(task)) { told.await.unwrap_or(Err(None)) } else { Err(None) }
+    }
+
+    /// Whether a new object is there now. Only for the thread that is on no runtime.
+    fn create(&self, key: &str, bytes: Bytes) -> bool {
+        let Ok(path) = Key::parse(key) else { return false };
+        self.owe(key);
+        let payload = PutPayload::from_bytes(bytes);
+        let put = self.backend.put_opts(&path, payload, PutMode::Create.into());
+        put.now_or_never().is_some_and(|done| done.is_ok())
     }
 
     /// Whatever lies at this key is to be synced: who wrote it may have ended before that.

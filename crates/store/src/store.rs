@@ -275,6 +275,20 @@ impl Store {
         Err(StoreError::Exists { place: self.place.to_string(), key: key.to_owned() })
     }
 
+    /// Has objects made and created lazily on a thread of a local store, in order up to the first that
+    /// cannot be.
+    ///
+    /// # Errors
+    /// As [`Lazy::create_all`]; `None` also when this is no local store, or it takes too long.
+    pub(crate) async fn create_all_lazily<T: Send + 'static>(
+        &self,
+        make: impl FnOnce() -> (Vec<(String, Bytes)>, T) + Send + 'static,
+    ) -> std::result::Result<(), Option<T>> {
+        let Some(lazy) = &self.lazy else { return Err(None) };
+        let created = tokio::time::timeout(self.limits.timeout, lazy.create_all(make));
+        created.await.unwrap_or(Err(None))
+    }
+
     /// Returns when all that was created lazily, by this process or one before, survives a loss of
     /// power.
     ///

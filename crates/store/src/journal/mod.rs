@@ -42,10 +42,6 @@ use bytes::Bytes;
 use disk::{Disk, Written};
 use duet_core::Generation;
 use segment::Segment;
-use std::time::Duration;
-
-/// For a segment to become durable on a disk of this machine.
-const DISK: Duration = Duration::from_secs(30);
 
 /// What can go wrong with a journal.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +138,10 @@ impl Journal {
     /// Makes records durable, all or none, and returns the new position. An empty batch does
     /// nothing.
     ///
+    /// On a disk of this machine this blocks its thread until the disk has them: a sync takes less than
+    /// handing it to another thread and back. No deadline of a task can end that, so whoever must not
+    /// wait for a disk that hangs has to look from another thread.
+    ///
     /// # Errors
     /// [`JournalError::Fenced`]: stop at once, and do nothing of what these records allow.
     /// [`JournalError::Store`]: the same, but a new journal may be opened.
@@ -237,8 +237,8 @@ impl Journal {
 
     /// Creates a segment and looks for the claim that ends this writer.
     async fn create(&mut self, key: &str, bytes: Bytes, next: &str) -> Result<Written, StoreError> {
-        if let Some(disk) = self.disk.take() {
-            return self.create_on(disk, key, bytes, next).await;
+        if let Some(disk) = &mut self.disk {
+            return disk.write(key, &bytes, next);
         }
         match self.store.create(key, bytes).await {
             Ok(()) => {}
@@ -247,31 +247,6 @@ impl Journal {
         }
         let claimed = self.store.size(next).await?.is_some();
         Ok(if claimed { Written::Claimed } else { Written::Durable })
-    }
-
-    async fn create_on(
-        &mut self,
-        mut disk: Disk,
-        key: &str,
-        bytes: Bytes,
-        next: &str,
-    ) -> Result<Written, StoreError> {
-        let (at, next) = (key.to_owned(), next.to_owned());
-        let written = tokio::task::spawn_blocking(move || {
-            let written = disk.write(&at, &bytes, &next);
-            (disk, written)
-        });
-        match tokio::time::timeout(DISK, written).await {
-            Ok(Ok((disk, written))) => {
-                self.disk = Some(disk);
-                written
-            }
-            // Late, or the runtime is being shut down.
-            Ok(Err(_)) | Err(_) => {
-                let (place, key) = (self.store.place().to_owned(), key.to_owned());
-                Err(StoreError::Timeout { place, key, operation: "create", after: DISK })
-            }
-        }
     }
 
     /// Differs between writers, and so lets a writer tell its own segment from another's.

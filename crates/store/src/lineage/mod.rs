@@ -26,6 +26,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use std::sync::Arc;
 
 /// Largest table file that is read, in bytes.
 const MAX_FILE: u64 = 4 << 30;
@@ -81,8 +82,19 @@ impl Lineage {
     ///
     /// # Errors
     /// As [`Lineage::write_rows`].
-    pub async fn write(&self, lineage: &IterationLineage) -> Result<()> {
-        self.write_rows(lineage.iteration, &Rows::from(lineage)).await
+    pub async fn write(&self, lineage: Arc<IterationLineage>) -> Result<()> {
+        let iteration = lineage.iteration;
+        let own = lineage.clone();
+        let make = move || {
+            let rows = Rows::from(&*own);
+            let tables = encode_all(&rows);
+            (tables.objects(iteration), (tables, rows))
+        };
+        match self.store.create_all_lazily(make).await {
+            Ok(()) => Ok(()),
+            Err(Some((tables, rows))) => self.write_tables(iteration, tables, &rows).await,
+            Err(None) => self.write_rows(iteration, &Rows::from(&*lineage)).await,
+        }
     }
 
     /// Writes an iteration's rows. To write the same rows again is no error and changes nothing; the
@@ -91,15 +103,20 @@ impl Lineage {
     /// # Errors
     /// [`StoreError::Conflict`] when other rows are there.
     pub async fn write_rows(&self, iteration: u32, rows: &Rows) -> Result<()> {
+        self.write_tables(iteration, encode_all(rows), rows).await
+    }
+
+    async fn write_tables(&self, iteration: u32, tables: Tables, rows: &Rows) -> Result<()> {
+        let Tables { prompts, traces, leaves, rewards, advantages, updates } = tables;
         try_join5(
-            self.write_table(iteration, &rows.prompts),
-            self.write_table(iteration, &rows.traces),
-            self.write_table(iteration, &rows.leaves),
-            self.write_table(iteration, &rows.rewards),
-            self.write_table(iteration, &rows.advantages),
+            self.write_table(iteration, prompts, &rows.prompts),
+            self.write_table(iteration, traces, &rows.traces),
+            self.write_table(iteration, leaves, &rows.leaves),
+            self.write_table(iteration, rewards, &rows.rewards),
+            self.write_table(iteration, advantages, &rows.advantages),
         )
         .await?;
-        self.write_table(iteration, &rows.updates).await
+        self.write_table(iteration, updates, &rows.updates).await
     }
 
     /// An iteration's rows of all tables.
@@ -127,13 +144,10 @@ impl Lineage {
         Ok(entries.iter().filter_map(|entry| keys::table_iteration(table, &entry.key)).collect())
     }
 
-    /// Writes one table.
-    ///
-    /// # Errors
-    /// As [`Lineage::write_rows`].
-    pub async fn write_table<R: Row>(&self, iteration: u32, rows: &[R]) -> Result<()> {
+    /// Writes one table, whose rows are these, as bytes.
+    async fn write_table<R: Row>(&self, iteration: u32, bytes: Encoded, rows: &[R]) -> Result<()> {
         let key = keys::table(R::TABLE, iteration);
-        let bytes = encode(rows).map_err(|reason| self.bad(&key, reason))?;
+        let bytes = bytes.map_err(|reason| self.bad(&key, reason))?;
         match self.store.create_lazily(&key, bytes).await {
             // Another version of this program may have written the same rows as other bytes.
             Err(StoreError::Exists { .. }) if self.read_table::<R>(iteration).await? == rows => {
@@ -160,8 +174,50 @@ impl Lineage {
     }
 }
 
+/// A table's bytes, or why it has none.
+type Encoded = std::result::Result<Bytes, String>;
+
+/// The tables of one iteration.
+struct Tables {
+    prompts: Encoded,
+    traces: Encoded,
+    leaves: Encoded,
+    rewards: Encoded,
+    advantages: Encoded,
+    updates: Encoded,
+}
+
+impl Tables {
+    /// All of them under their keys, the update last; none when one of them has no bytes.
+    fn objects(&self, iteration: u32) -> Vec<(String, Bytes)> {
+        let all = [
+            (PromptRow::TABLE, &self.prompts),
+            (TraceRow::TABLE, &self.traces),
+            (LeafRow::TABLE, &self.leaves),
+            (RewardRow::TABLE, &self.rewards),
+            (AdvantageRow::TABLE, &self.advantages),
+            (UpdateRow::TABLE, &self.updates),
+        ];
+        let keyed = all.into_iter().map(|(table, bytes)| {
+            Ok((keys::table(table, iteration), bytes.as_ref().map_err(drop)?.clone()))
+        });
+        keyed.collect::<std::result::Result<_, ()>>().unwrap_or_default()
+    }
+}
+
+fn encode_all(rows: &Rows) -> Tables {
+    Tables {
+        prompts: encode(&rows.prompts),
+        traces: encode(&rows.traces),
+        leaves: encode(&rows.leaves),
+        rewards: encode(&rows.rewards),
+        advantages: encode(&rows.advantages),
+        updates: encode(&rows.updates),
+    }
+}
+
 /// The same rows give the same bytes.
-fn encode<R: Row>(rows: &[R]) -> std::result::Result<Bytes, String> {
+fn encode<R: Row>(rows: &[R]) -> Encoded {
     let said = |error: &dyn std::error::Error| error.to_string();
     let schema = R::schema();
     let batch =

@@ -5,6 +5,7 @@ use duet_core::work::{Finish, Gates, LeafScores, Score, Weights, Window};
 use duet_core::{Digest, Millis, PolicyVersion, Seed, TreeId, WorkerId};
 use duet_store::lineage::{Row, Rows, TraceRow};
 use duet_store::{Store, StoreError};
+use std::sync::Arc;
 
 fn scores(value: f64) -> LeafScores {
     [
@@ -65,40 +66,40 @@ fn iteration() -> IterationLineage {
 async fn an_iteration_survives_and_may_be_written_again() {
     let store = Store::memory();
     let lineage = store.lineage();
-    let iteration = iteration();
+    let iteration = Arc::new(iteration());
     assert_eq!(lineage.iterations().await.unwrap(), [] as [u32; 0]);
-    lineage.write(&iteration).await.unwrap();
-    lineage.write(&iteration).await.unwrap();
+    lineage.write(iteration.clone()).await.unwrap();
+    lineage.write(iteration.clone()).await.unwrap();
     let rows = lineage.read(42).await.unwrap();
-    assert_eq!(rows, Rows::from(&iteration));
+    assert_eq!(rows, Rows::from(&*iteration));
     assert_eq!(lineage.iterations().await.unwrap(), [42]);
-    let mut other = iteration.clone();
+    let mut other = IterationLineage::clone(&iteration);
     other.trees[0].traces[1].tokens += 1;
-    assert!(matches!(lineage.write(&other).await, Err(StoreError::Conflict { .. })));
+    assert!(matches!(lineage.write(other.into()).await, Err(StoreError::Conflict { .. })));
 }
 
 #[tokio::test]
 async fn what_a_loss_of_power_left_of_a_table_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().to_str().unwrap()).unwrap();
-    let (lineage, iteration) = (store.lineage(), iteration());
-    lineage.write(&iteration).await.unwrap();
+    let (lineage, iteration) = (store.lineage(), Arc::new(iteration()));
+    lineage.write(iteration.clone()).await.unwrap();
     let path = folder.path().join(duet_store::keys::table(TraceRow::TABLE, 42));
     let whole = std::fs::read(&path).unwrap();
     let mut holes = whole.clone();
     holes[512..1024].fill(0);
     for torn in [&[][..], &whole[..whole.len() / 2], &holes] {
         std::fs::write(&path, torn).unwrap();
-        lineage.write(&iteration).await.unwrap();
+        lineage.write(iteration.clone()).await.unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), whole);
     }
     // Not so what another run wrote, which no loss of power leaves.
-    let mut other = iteration.clone();
+    let mut other = IterationLineage::clone(&iteration);
     other.trees[0].traces[1].tokens += 1;
-    assert!(matches!(lineage.write(&other).await, Err(StoreError::Conflict { .. })));
+    assert!(matches!(lineage.write(other.into()).await, Err(StoreError::Conflict { .. })));
     store.settle().await.unwrap();
     store.settle().await.unwrap();
-    assert_eq!(lineage.read(42).await.unwrap(), Rows::from(&iteration));
+    assert_eq!(lineage.read(42).await.unwrap(), Rows::from(&*iteration));
 }
 
 #[test]
@@ -126,7 +127,7 @@ fn du_8_a_missing_score_has_no_number() {
 async fn empty_tables_and_broken_files_are_told_apart() {
     let store = Store::memory();
     let lineage = store.lineage();
-    lineage.write_table::<TraceRow>(3, &[]).await.unwrap();
+    lineage.write_rows(3, &Rows::default()).await.unwrap();
     assert_eq!(lineage.read_table::<TraceRow>(3).await.unwrap(), []);
     let key = duet_store::keys::table(TraceRow::TABLE, 4);
     store.create(&key, "not parquet".into()).await.unwrap();
