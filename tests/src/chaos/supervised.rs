@@ -7,6 +7,7 @@ use crate::proxy::Proxy;
 use crate::signals::{self, Kind};
 use crate::wait_until;
 use duet_store::journal::segment_bytes;
+use serde_json::Value;
 use std::process::Command;
 use std::time::Duration;
 
@@ -233,6 +234,13 @@ fn ip(arguments: &str) -> Result<(), String> {
     if out.status.success() { Ok(()) } else { Err(said) }
 }
 
+/// Whether a status shows a worker with a lease.
+fn holds(status: &Value, worker: &str) -> bool {
+    let workers = status["workers"].as_array().into_iter().flatten();
+    let mut named = workers.filter(|shown| shown["id"] == worker);
+    named.any(|shown| shown["lease"].as_str().is_some_and(|lease| !lease.is_empty()))
+}
+
 fn namespace_cut(world: &World) -> Result<String, Skip> {
     let namespace = Namespace::new()?;
     let mut fleet = Fleet::new(&world.run);
@@ -244,7 +252,16 @@ fn namespace_cut(world: &World) -> Result<String, Skip> {
     fleet.within = ["ip", "netns", "exec", &namespace.name].map(str::to_owned).to_vec();
     fleet.worker(WORKERS[0], &format!("http://10.213.17.1:{}", coordinator.port()));
     let at = reach(world, 0);
-    namespace.link(false);
+    // In the middle of a lease: without it the run cannot end.
+    wait_until("a lease of the worker", || {
+        signals::send(&world.run.store, WORKERS[0], Kind::SIGSTOP);
+        let holds = status(&address).is_some_and(|status| holds(&status, WORKERS[0]));
+        if holds {
+            namespace.link(false);
+        }
+        signals::send(&world.run.store, WORKERS[0], Kind::SIGCONT);
+        holds
+    });
     wait_until("the worker to be given up", || failures(status(&address), "worker-lost") > 0);
     namespace.link(true);
     done(&mut fleet);

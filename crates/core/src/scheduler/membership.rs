@@ -8,7 +8,7 @@ use crate::work::LeaseId;
 use crate::{Millis, PolicyVersion, Role, TreeId, WorkerId};
 
 /// For a worker whose connection alone closed to be heard of again: many round trips within a site.
-const ALONE: Millis = Millis(5);
+const ALONE: Millis = Millis(3);
 
 impl Scheduler {
     pub(super) fn register(&mut self, id: WorkerId, role: Role, session: u64) -> Verdict {
