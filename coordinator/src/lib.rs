@@ -14,7 +14,8 @@
 //! | the keeper | a job | the driver |
 //!
 //! Every queue between them is bounded; the driver never waits for a handler, and the keeper never
-//! waits for the driver.
+//! waits for the driver. All of them are tasks of one thread, on which the driver also waits for a journal on
+//! a disk of this machine (`docs/decisions/0006`); [`stall`] looks from another one whether it moves.
 #![forbid(unsafe_code)]
 
 pub mod clock;
