@@ -61,7 +61,7 @@ impl Drop for Stall {
 mod tests {
     use super::*;
 
-    const LIMIT: Duration = Duration::from_millis(80);
+    const LIMIT: Duration = Duration::from_secs(1);
     const DEADLINE: Duration = Duration::from_secs(30);
 
     #[tokio::test]
@@ -77,7 +77,7 @@ mod tests {
     async fn one_that_moves_is_not_and_the_watch_ends_with_its_owner() {
         let (tell, mut told) = tokio::sync::mpsc::channel(1);
         let stall = Stall::watch(LIMIT, move || tell.try_send(()).unwrap()).unwrap();
-        let quiet = tokio::time::timeout(3 * LIMIT, told.recv()).await;
+        let quiet = tokio::time::timeout(LIMIT + LIMIT / 2, told.recv()).await;
         assert!(quiet.is_err(), "told although tasks move");
         drop(stall);
         assert_eq!(tokio::time::timeout(DEADLINE, told.recv()).await, Ok(None));

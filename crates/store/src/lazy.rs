@@ -74,27 +74,19 @@ impl Lazy {
         &self.backend
     }
 
-    /// Has objects made and created, one after the other, on a thread of the store.
-    ///
-    /// # Errors
-    /// One of them cannot be, or there are none: gives back what else `make` did. To create them again
-    /// shows what hinders it. `None` when there is no such thread.
-    pub(crate) async fn create_all<T: Send + 'static>(
-        self: &Arc<Lazy>,
-        make: impl FnOnce() -> (Vec<(String, Bytes)>, T) + Send + 'static,
-    ) -> std::result::Result<(), Option<T>> {
+    /// Creates objects, one after the other, on a thread of the store. Whether there were any and all of
+    /// them are there now; what hinders one, it shows to whoever creates it again.
+    pub(crate) async fn create_all(self: &Arc<Lazy>, objects: Vec<(String, Bytes)>) -> bool {
         let (tell, told) = oneshot::channel();
         let lazy = Arc::downgrade(self);
         let task = move || {
-            let (objects, made) = make();
-            let each = |lazy: Arc<Lazy>| {
+            let all = |lazy: Arc<Lazy>| {
                 !objects.is_empty()
                     && objects.into_iter().all(|(key, bytes)| lazy.create(&key, bytes))
             };
-            let done = lazy.upgrade().is_some_and(each);
-            drop(tell.send(if done { Ok(()) } else { Err(Some(made)) }));
+            let _ = tell.send(lazy.upgrade().is_some_and(all));
         };
-        if self.scribe.takes(Box::new(task)) { told.await.unwrap_or(Err(None)) } else { Err(None) }
+        self.scribe.takes(Box::new(task)) && told.await.unwrap_or(false)
     }
 
     /// Whether a new object is there now. Only for the thread that is on no runtime.
@@ -209,6 +201,20 @@ mod tests {
             assert!(error.contains("odd") && error.contains("resume the run"), "{error}");
         }
         assert!(root.join("whole").exists() && !root.join("odd").exists());
+    }
+
+    #[tokio::test]
+    async fn objects_are_created_in_order_up_to_one_that_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let lazy = Arc::new(Lazy::new(root.clone()).unwrap());
+        let named =
+            |keys: &[&str]| keys.iter().map(|key| ((*key).to_owned(), "a".into())).collect();
+        assert!(lazy.create_all(named(&["t/1", "t/2"])).await);
+        assert_eq!((lazy.count(), std::fs::read(root.join("t/2")).unwrap()), (2, b"a".to_vec()));
+        assert!(!lazy.create_all(named(&["t/3", "t/1", "t/4"])).await);
+        assert!(root.join("t/3").exists() && !root.join("t/4").exists());
+        assert!(!lazy.create_all(Vec::new()).await);
     }
 
     #[test]

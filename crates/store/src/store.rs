@@ -275,18 +275,12 @@ impl Store {
         Err(StoreError::Exists { place: self.place.to_string(), key: key.to_owned() })
     }
 
-    /// Has objects made and created lazily on a thread of a local store, in order up to the first that
-    /// cannot be.
-    ///
-    /// # Errors
-    /// As [`Lazy::create_all`]; `None` also when this is no local store, or it takes too long.
-    pub(crate) async fn create_all_lazily<T: Send + 'static>(
-        &self,
-        make: impl FnOnce() -> (Vec<(String, Bytes)>, T) + Send + 'static,
-    ) -> std::result::Result<(), Option<T>> {
-        let Some(lazy) = &self.lazy else { return Err(None) };
-        let created = tokio::time::timeout(self.limits.timeout, lazy.create_all(make));
-        created.await.unwrap_or(Err(None))
+    /// Creates objects lazily on a thread of a local store, in order up to the first that cannot be:
+    /// whether all of them are there. Where not, and on other stores, they are to be created one by one.
+    pub(crate) async fn create_all_lazily(&self, objects: Vec<(String, Bytes)>) -> bool {
+        let Some(lazy) = &self.lazy else { return false };
+        let created = tokio::time::timeout(self.limits.timeout, lazy.create_all(objects));
+        created.await.unwrap_or(false)
     }
 
     /// Returns when all that was created lazily, by this process or one before, survives a loss of

@@ -84,16 +84,13 @@ impl Lineage {
     /// As [`Lineage::write_rows`].
     pub async fn write(&self, lineage: Arc<IterationLineage>) -> Result<()> {
         let iteration = lineage.iteration;
-        let own = lineage.clone();
-        let make = move || {
-            let rows = Rows::from(&*own);
-            let tables = encode_all(&rows);
-            (tables.objects(iteration), (tables, rows))
-        };
-        match self.store.create_all_lazily(make).await {
-            Ok(()) => Ok(()),
-            Err(Some((tables, rows))) => self.write_tables(iteration, tables, &rows).await,
-            Err(None) => self.write_rows(iteration, &Rows::from(&*lineage)).await,
+        let encoded = tokio::task::spawn_blocking(move || {
+            let rows = Rows::from(&*lineage);
+            (encode_all(&rows), rows)
+        });
+        match encoded.await {
+            Ok((tables, rows)) => self.write_tables(iteration, tables, &rows).await,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
 
@@ -107,6 +104,9 @@ impl Lineage {
     }
 
     async fn write_tables(&self, iteration: u32, tables: Tables, rows: &Rows) -> Result<()> {
+        if self.store.create_all_lazily(tables.objects(iteration)).await {
+            return Ok(());
+        }
         let Tables { prompts, traces, leaves, rewards, advantages, updates } = tables;
         try_join5(
             self.write_table(iteration, prompts, &rows.prompts),
