@@ -8,6 +8,7 @@ use duet_core::{Digest, Generation, Role, WorkerId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// What every worker is told when it registers.
@@ -96,7 +97,7 @@ impl Handle {
         self.event(Event::Reported { worker, session, report }).await
     }
 
-    /// A worker reports and takes what work there is at once: `None` when there is none.
+    /// A worker reports and asks for work.
     ///
     /// # Errors
     /// The driver has ended.
@@ -105,18 +106,21 @@ impl Handle {
         worker: WorkerId,
         session: u64,
         report: Report,
-    ) -> Result<(Verdict, Option<Box<Assignment>>), Gone> {
-        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
-        let ((verdict, said), (next, given)) = (oneshot::channel(), oneshot::channel());
+    ) -> Result<(Verdict, Next), Gone> {
+        let (next, poll) = self.held(worker.clone(), session);
+        let (verdict, said) = oneshot::channel();
+        let ticket = poll.ticket;
         let request = Request::Exchange { worker, session, report, ticket, verdict, next };
         self.to.send(request).await.map_err(|_| Gone)?;
-        let said = said.await.map_err(|_| Gone)?;
-        // Not sent where the verdict says that the worker does not go on.
-        let given = match given.await {
-            Ok(Polled::Assigned(assignment)) => Some(assignment),
-            Ok(Polled::Nothing | Polled::Unknown) | Err(_) => None,
-        };
-        Ok((said, given))
+        Ok((said.await.map_err(|_| Gone)?, poll.next()))
+    }
+
+    /// A poll that is about to be asked.
+    fn held(&self, worker: WorkerId, session: u64) -> (oneshot::Sender<Polled>, Held) {
+        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
+        let (reply, answer) = oneshot::channel();
+        let (to, limit) = (self.to.clone(), self.terms.poll);
+        (reply, Held { to, limit, worker, session, ticket, answer, over: false })
     }
 
     /// A worker's connection closed. Best effort: with a full inbox the heartbeats tell.
@@ -169,44 +173,78 @@ impl Handle {
     /// # Errors
     /// The driver has ended.
     pub async fn poll(&self, worker: WorkerId, session: u64) -> Result<Polled, Gone> {
-        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
-        let (reply, mut answer) = oneshot::channel();
-        let request = Request::Poll { worker: worker.clone(), session, ticket, reply };
+        let (reply, poll) = self.held(worker.clone(), session);
+        let request = Request::Poll { worker, session, ticket: poll.ticket, reply };
         self.to.send(request).await.map_err(|_| Gone)?;
-        let mut hangup = Hangup { to: &self.to, poll: Some((worker, session, ticket)) };
-        let answered = match tokio::time::timeout(self.terms.poll, &mut answer).await {
+        poll.wait().await
+    }
+}
+
+/// What there is to do for a worker that has reported.
+pub enum Next {
+    /// This.
+    Given(Box<Assignment>),
+    /// Nothing yet.
+    Later(Held),
+    /// It does not go on, or has asked again meanwhile.
+    Nothing,
+}
+
+/// A poll that the driver holds. It is told when nobody waits any more.
+pub struct Held {
+    to: mpsc::Sender<Request>,
+    limit: Duration,
+    worker: WorkerId,
+    session: u64,
+    ticket: u64,
+    answer: oneshot::Receiver<Polled>,
+    /// It is answered.
+    over: bool,
+}
+
+impl Held {
+    /// Waits for work up to the agreed time.
+    ///
+    /// # Errors
+    /// The driver has ended.
+    pub async fn wait(mut self) -> Result<Polled, Gone> {
+        let answered = match tokio::time::timeout(self.limit, &mut self.answer).await {
             Ok(answered) => answered,
             Err(_) => {
                 // Work may be on its way: let the driver say whether it is.
-                if let Some(over) = hangup.take() {
-                    self.to.send(over).await.map_err(|_| Gone)?;
-                }
-                answer.await
+                self.to.send(self.hangup()).await.map_err(|_| Gone)?;
+                (&mut self.answer).await
             }
         };
-        hangup.take();
+        self.over = true;
         answered.map_err(|_| Gone)
     }
-}
 
-/// Tells the driver that nobody waits any more, when a handler is dropped in the middle of a poll.
-struct Hangup<'a> {
-    to: &'a mpsc::Sender<Request>,
-    poll: Option<(WorkerId, u64, u64)>,
-}
+    /// What is there now.
+    fn next(mut self) -> Next {
+        match self.answer.try_recv() {
+            Err(TryRecvError::Empty) => return Next::Later(self),
+            answered => {
+                self.over = true;
+                match answered {
+                    Ok(Polled::Assigned(assignment)) => Next::Given(assignment),
+                    Ok(Polled::Nothing | Polled::Unknown) | Err(_) => Next::Nothing,
+                }
+            }
+        }
+    }
 
-impl Hangup<'_> {
-    fn take(&mut self) -> Option<Request> {
-        let (worker, session, ticket) = self.poll.take()?;
-        Some(Request::PollOver { worker, session, ticket })
+    fn hangup(&self) -> Request {
+        let (worker, session, ticket) = (self.worker.clone(), self.session, self.ticket);
+        Request::PollOver { worker, session, ticket }
     }
 }
 
-impl Drop for Hangup<'_> {
+impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(over) = self.take() {
+        if !self.over {
             // With a full inbox this is lost, and the worker's next poll makes good for it.
-            drop(self.to.try_send(over));
+            drop(self.to.try_send(self.hangup()));
         }
     }
 }

@@ -13,7 +13,7 @@ mod status;
 mod waiting;
 mod witness;
 
-pub use handle::{Gone, Handle, Terms};
+pub use handle::{Gone, Handle, Held, Next, Terms};
 pub use request::{Beat, Polled};
 pub use status::{GoneWorker, RunStatus};
 pub use witness::{Taken, Witness};
@@ -102,8 +102,6 @@ struct Turn {
     records: Vec<Record>,
     effects: Vec<Effect>,
     answers: Vec<(oneshot::Sender<Verdict>, Verdict)>,
-    /// Those who reported and take what there is by the end of the turn.
-    brief: Vec<(WorkerId, u64, u64)>,
     /// Polls that ran out.
     over: Vec<(WorkerId, u64)>,
 }
@@ -183,9 +181,6 @@ impl Driver {
             self.scheduler.handle_timeout(now);
             self.collect();
         }
-        for (worker, session, ticket) in std::mem::take(&mut self.turn.brief) {
-            self.poll_over(worker, session, ticket);
-        }
     }
 
     /// Takes what waits, and then what came meanwhile, so that it is all written together.
@@ -227,8 +222,7 @@ impl Driver {
                 self.turn.answers.push((verdict, said));
                 if goes_on {
                     self.handle(Event::Polled { worker: worker.clone(), session });
-                    self.waiting.wait(worker.clone(), session, ticket, next);
-                    self.turn.brief.push((worker, session, ticket));
+                    self.waiting.wait(worker, session, ticket, next);
                 }
             }
             Request::PollOver { worker, session, ticket } => {
@@ -244,7 +238,7 @@ impl Driver {
         }
     }
 
-    /// Nobody waits for that poll's answer any more, or not beyond this turn.
+    /// Nobody waits for that poll's answer any more.
     fn poll_over(&mut self, worker: WorkerId, session: u64, ticket: u64) {
         if self.waiting.holds(&worker, ticket) {
             self.handle(Event::PollExpired { worker: worker.clone(), session });

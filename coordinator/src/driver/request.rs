@@ -32,7 +32,7 @@ pub(super) enum Request {
     Event { event: Event, reply: oneshot::Sender<Verdict> },
     /// A worker asks for work; `ticket` names this poll.
     Poll { worker: WorkerId, session: u64, ticket: u64, reply: oneshot::Sender<Polled> },
-    /// A worker reports and takes what work there is at once.
+    /// A worker reports and asks for work; it waits for that only if the report is not refused.
     Exchange {
         worker: WorkerId,
         session: u64,
@@ -41,7 +41,7 @@ pub(super) enum Request {
         verdict: oneshot::Sender<Verdict>,
         next: oneshot::Sender<Polled>,
     },
-    /// Nobody, or not for long, waits for that poll's answer any more.
+    /// Nobody waits for that poll's answer any more.
     PollOver { worker: WorkerId, session: u64, ticket: u64 },
     /// A worker lives.
     Heartbeat { worker: WorkerId, session: u64, reply: oneshot::Sender<Beat> },

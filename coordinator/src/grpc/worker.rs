@@ -3,7 +3,7 @@
 use super::lines::Lines;
 use super::roles::Roles;
 use super::{gone, malformed, sender};
-use crate::driver::{Handle, Polled};
+use crate::driver::{Handle, Held, Next, Polled};
 use duet_core::scheduler::Verdict;
 use duet_core::work::Report;
 use duet_core::{Digest, Generation};
@@ -12,7 +12,7 @@ use duet_proto::v1 as wire;
 use duet_proto::v1::worker_service_server::WorkerService;
 use duet_service::access::{self, Meter};
 use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -70,27 +70,32 @@ impl Workers {
         Ok(sender)
     }
 
-    /// Takes a report of whoever showed this role, and gives what there is to do next, if that is asked.
+    /// Takes a report of whoever showed this role, and gives what there is to do next, if that is asked;
+    /// if there is nothing yet, what it waits for that with.
     async fn reported(
         &self,
         shown: Option<access::Role>,
         request: wire::ReportRequest,
-    ) -> Result<wire::ReportResponse, Status> {
+    ) -> Result<(wire::ReportResponse, Option<Held>), Status> {
         let sender = self.own(shown, request.caller)?;
         let report = request.report.ok_or_else(|| Status::invalid_argument("no report"))?;
         let report = Report::try_from(report).map_err(malformed)?;
         let (verdict, next) = match (self.is_ours(&sender)?, request.next) {
-            (false, _) => (Verdict::Unknown, None),
+            (false, _) => (Verdict::Unknown, Next::Nothing),
             (true, false) => {
                 let said = self.handle.report(sender.worker, sender.session, report).await;
-                (said.map_err(gone)?, None)
+                (said.map_err(gone)?, Next::Nothing)
             }
             (true, true) => {
                 let said = self.handle.exchange(sender.worker, sender.session, report).await;
                 said.map_err(gone)?
             }
         };
-        let assignment = next.map(|assignment| (&*assignment).into());
+        let (assignment, held) = match next {
+            Next::Given(assignment) => (Some((&*assignment).into()), None),
+            Next::Later(held) => (None, Some(held)),
+            Next::Nothing => (None, None),
+        };
         let (verdict, reason) = match verdict {
             Verdict::Accepted => (wire::Verdict::Accepted, String::new()),
             Verdict::Duplicate => (wire::Verdict::Duplicate, String::new()),
@@ -99,7 +104,19 @@ impl Workers {
             Verdict::Refused(reason) => (wire::Verdict::Refused, clip_reason(&reason)),
         };
         let (generation, verdict) = (self.generation(), verdict.into());
-        Ok(wire::ReportResponse { generation, verdict, reason, assignment })
+        let more = held.is_some();
+        Ok((wire::ReportResponse { generation, verdict, reason, assignment, more }, held))
+    }
+
+    /// The second response to a report: work, when there is some.
+    async fn worked(&self, held: Held) -> Result<wire::ReportResponse, Status> {
+        let assignment = match held.wait().await.map_err(gone)? {
+            Polled::Assigned(assignment) => Some((&*assignment).into()),
+            Polled::Nothing | Polled::Unknown => None,
+        };
+        let (generation, verdict) = (self.generation(), wire::Verdict::Accepted.into());
+        let (reason, more) = (String::new(), false);
+        Ok(wire::ReportResponse { generation, verdict, reason, assignment, more })
     }
 
     fn check_config(&self, sender: &Sender, theirs: Digest) -> Result<(), Status> {
@@ -116,6 +133,37 @@ impl Workers {
         );
         tracing::warn!(worker = %sender.worker, "refused: another configuration");
         Err(Status::failed_precondition(text))
+    }
+}
+
+/// A stream of reports and what is said to them.
+struct Exchange {
+    workers: Workers,
+    shown: Option<access::Role>,
+    meter: Option<Meter>,
+    requests: Streaming<wire::ReportRequest>,
+    /// What the worker waits for work with, which is the next response.
+    held: Option<Held>,
+}
+
+impl Exchange {
+    async fn next(&mut self) -> Option<Result<wire::ReportResponse, Status>> {
+        if let Some(held) = self.held.take() {
+            return Some(self.workers.worked(held).await);
+        }
+        let request = self.requests.next().await?;
+        Some(self.reported(request).await)
+    }
+
+    async fn reported(
+        &mut self,
+        request: Result<wire::ReportRequest, Status>,
+    ) -> Result<wire::ReportResponse, Status> {
+        let request = request?;
+        self.meter.iter().try_for_each(Meter::count)?;
+        let (response, held) = self.workers.reported(self.shown, request).await?;
+        self.held = held;
+        Ok(response)
     }
 }
 
@@ -177,7 +225,9 @@ impl WorkerService for Workers {
         request: Request<wire::ReportRequest>,
     ) -> Result<Response<wire::ReportResponse>, Status> {
         let shown = access::role(&request);
-        Ok(Response::new(self.reported(shown, request.into_inner()).await?))
+        let (response, _) = self.reported(shown, request.into_inner()).await?;
+        // There is one response: who waits for more calls again.
+        Ok(Response::new(wire::ReportResponse { more: false, ..response }))
     }
 
     type ExchangeStream = BoxStream<'static, Result<wire::ReportResponse, Status>>;
@@ -186,15 +236,15 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<wire::ReportRequest>>,
     ) -> Result<Response<Self::ExchangeStream>, Status> {
-        let (shown, meter) = (access::role(&request), access::meter(&request));
-        let (workers, requests) = (self.clone(), request.into_inner());
-        let answers = requests.then(move |request| {
-            let (workers, meter) = (workers.clone(), meter.clone());
-            async move {
-                let request = request?;
-                meter.iter().try_for_each(Meter::count)?;
-                workers.reported(shown, request).await
-            }
+        let exchange = Exchange {
+            workers: self.clone(),
+            shown: access::role(&request),
+            meter: access::meter(&request),
+            requests: request.into_inner(),
+            held: None,
+        };
+        let answers = stream::unfold(exchange, |mut exchange| async move {
+            exchange.next().await.map(|answer| (answer, exchange))
         });
         // An error is the last word: tonic ends the stream with it.
         let closing = self.closing.clone().cancelled_owned();

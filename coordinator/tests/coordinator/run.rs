@@ -1,9 +1,9 @@
 //! A run from its beginning to its end over real gRPC.
 
 use crate::common::workers::{Crew, worker_options};
-use crate::common::{Running, count, options, status, until, within};
+use crate::common::{DEADLINE, Running, count, options, status, until, within};
 use duet_core::scheduler::FinishReason;
-use duet_core::work::{Outcome, Report};
+use duet_core::work::{Assignment, Outcome, Report};
 use duet_core::{Digest, Millis, PolicyVersion, Role};
 use duet_proto::v1::{self as wire, RunState, WorkerState};
 use duet_service::worker::{Session, SessionError};
@@ -127,12 +127,56 @@ async fn pausing_holds_work_back_and_draining_sends_one_worker_home() {
     let worker_id = "rollout-0".to_owned();
     control.drain(wire::DrainRequest { worker_id }).await.unwrap();
     let sent = within("the drain", next).await.unwrap().unwrap();
-    assert!(matches!(sent, duet_core::work::Assignment::Leave { .. }), "{sent:?}");
+    assert!(matches!(sent, Assignment::Leave { .. }), "{sent:?}");
     session.leave("drained").await;
     let seen = until(&running.url, "the goodbye", |s| {
         s.workers.iter().any(|w| w.state() == WorkerState::Left)
     });
     seen.await;
+}
+
+#[tokio::test]
+async fn who_reports_on_a_stream_is_told_at_once_and_given_work_when_there_is_some() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path(), 1);
+    options.poll = DEADLINE;
+    let config = options.config;
+    let running = Running::start(options).await;
+    let mut control = duet_service::channel::control_client(crate::common::connect(&running.url));
+    let worker = worker_options(&running.url, "rollout-0", Role::Rollout, config);
+    let session = Session::connect(worker, CancellationToken::new()).await.unwrap();
+    let Assignment::Lease(lease) = session.next().await.unwrap() else { panic!("no lease") };
+    control.pause(wire::PauseRequest {}).await.unwrap();
+
+    let mut client = duet_service::channel::worker_client(crate::common::connect(&running.url));
+    let report = Report::Lease { id: lease.id, outcome: Outcome::HandedBack };
+    let (worker_id, session_number) = ("rollout-0".to_owned(), session.number());
+    let caller = wire::Caller { worker_id, session: session_number, generation: 1 };
+    let request =
+        wire::ReportRequest { caller: Some(caller), report: Some((&report).into()), next: true };
+    let (to, requests) = tokio::sync::mpsc::channel(1);
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let mut answers = client.exchange(requests).await.unwrap().into_inner();
+    to.send(request.clone()).await.unwrap();
+    let first = within("the first answer", answers.message()).await.unwrap().unwrap();
+    assert_eq!((first.verdict(), first.more), (wire::Verdict::Accepted, true));
+    assert!(first.assignment.is_none());
+    let idle = |s: &wire::Status| s.workers.iter().any(|w| w.state() == WorkerState::Idle);
+    until(&running.url, "an idle worker", idle).await;
+    control.resume(wire::ResumeRequest {}).await.unwrap();
+    let second = within("the second answer", answers.message()).await.unwrap().unwrap();
+    assert!(second.assignment.is_some() && !second.more, "{second:?}");
+
+    // A call of its own is answered once, and a stream that is closed waits no more.
+    control.pause(wire::PauseRequest {}).await.unwrap();
+    let alone = client.report(request.clone()).await.unwrap().into_inner();
+    assert_eq!((alone.verdict(), alone.more), (wire::Verdict::Stale, false));
+    to.send(request).await.unwrap();
+    let third = within("the third answer", answers.message()).await.unwrap().unwrap();
+    assert_eq!((third.verdict(), third.more), (wire::Verdict::Stale, true));
+    until(&running.url, "an idle worker", idle).await;
+    drop((to, answers));
+    until(&running.url, "a worker that does not wait", |s| !idle(s)).await;
 }
 
 #[tokio::test]
@@ -154,7 +198,7 @@ async fn a_worker_whose_process_dies_is_missed_long_before_its_heartbeats() {
         let doomed = doomed.clone();
         async move { doomed.next().await }
     });
-    let duet_core::work::Assignment::Lease(lost) = lease.await.unwrap().unwrap() else { panic!() };
+    let Assignment::Lease(lost) = lease.await.unwrap().unwrap() else { panic!() };
     // It says goodbye to nobody.
     process.shutdown_background();
     // The worker, and its lease.
@@ -164,7 +208,7 @@ async fn a_worker_whose_process_dies_is_missed_long_before_its_heartbeats() {
     let mut seen = std::collections::BTreeSet::new();
     while !seen.contains(&lost.id.unit) {
         let next = within("a lease", heir.next()).await.unwrap();
-        let duet_core::work::Assignment::Lease(lease) = next else { panic!("{next:?}") };
+        let Assignment::Lease(lease) = next else { panic!("{next:?}") };
         seen.insert(lease.id.unit);
         let outcome = Outcome::Failed { kind: "test".to_owned(), reason: String::new() };
         heir.report_and_go_on(Report::Lease { id: lease.id, outcome }).await.unwrap();

@@ -73,7 +73,7 @@ pub struct ReportRequest {
     /// What.
     #[prost(message, optional, tag = "2")]
     pub report: ::core::option::Option<Report>,
-    /// Asks for work in the same breath: what there is comes with the answer. Nothing is waited for.
+    /// Asks for work in the same breath: what there is comes with the answer. On a stream it may come later.
     #[prost(bool, tag = "3")]
     pub next: bool,
 }
@@ -89,9 +89,13 @@ pub struct ReportResponse {
     /// Why it was refused; empty otherwise.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
-    /// What to do next, if that was asked and there is something; absent: Poll.
+    /// What to do next, if that was asked and there is something; absent: Poll, if `more` is not set.
     #[prost(message, optional, tag = "4")]
     pub assignment: ::core::option::Option<Assignment>,
+    /// On a stream: this worker now waits for work, as if it had called Poll. Another response to the same
+    /// request brings it, or nothing when `poll_ms` is over. Whoever wants something else ends the stream.
+    #[prost(bool, tag = "5")]
+    pub more: bool,
 }
 /// Opens the line.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1043,7 +1047,7 @@ pub mod worker_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// As Report, again and again on one stream, which costs less than a call each: a response to each
-        /// request, in order. An error ends the stream.
+        /// request, in order, and a second one after those that say `more`. An error ends the stream.
         pub async fn exchange(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::ReportRequest>,
@@ -1182,7 +1186,7 @@ pub mod worker_service_server {
             + std::marker::Send
             + 'static;
         /// As Report, again and again on one stream, which costs less than a call each: a response to each
-        /// request, in order. An error ends the stream.
+        /// request, in order, and a second one after those that say `more`. An error ends the stream.
         async fn exchange(
             &self,
             request: tonic::Request<tonic::Streaming<super::ReportRequest>>,

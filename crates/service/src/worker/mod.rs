@@ -17,7 +17,7 @@ use duet_config::Config;
 use duet_core::work::{Assignment, Report};
 use duet_core::{Digest, Generation, Role, TrainerEpoch, WorkerId};
 use duet_proto::v1 as wire;
-use link::{Link, POLL_SLACK};
+use link::{Known, Link, POLL_SLACK};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -176,10 +176,8 @@ impl Session {
         let mut retry = self.link.retry();
         loop {
             let known = self.link.known();
-            let request = wire::PollRequest { caller: Some(self.link.caller(&known)) };
-            let limit = known.poll.saturating_add(POLL_SLACK);
-            let answer = match self.link.client().poll(link::timed(request, limit)).await {
-                Ok(answer) => answer.into_inner(),
+            let answer = match self.polled(&known).await {
+                Ok(answer) => answer,
                 Err(status) => {
                     self.link.recover(&mut retry, status, known.count).await?;
                     continue;
@@ -197,6 +195,18 @@ impl Session {
         }
     }
 
+    /// Waits for work once: for what is owed for the newest report, or else by a call.
+    async fn polled(&self, known: &Known) -> Result<wire::PollResponse, Status> {
+        let limit = known.poll.saturating_add(POLL_SLACK);
+        if let Some(owed) = self.link.owed(limit).await {
+            let wire::ReportResponse { generation, assignment, .. } = owed?;
+            return Ok(wire::PollResponse { generation, assignment, unknown: false });
+        }
+        let request = wire::PollRequest { caller: Some(self.link.caller(known)) };
+        let answer = self.link.client().poll(link::timed(request, limit)).await?;
+        Ok(answer.into_inner())
+    }
+
     /// Tells the coordinator something, again and again until it answers.
     ///
     /// Not cut short by shutdown, so that results and hand-backs arrive; once shutdown is on, the
@@ -211,8 +221,9 @@ impl Session {
     }
 
     /// As [`Session::report`], and takes the next assignment along if there is one, for the next call
-    /// of [`Session::next`]: one round trip and one append of the journal less for each lease. For
-    /// workers that hold nothing once they have reported.
+    /// of [`Session::next`]: one round trip and one append of the journal less for each lease. When there is
+    /// none yet, the coordinator keeps looking, and that call waits for it. For workers that hold nothing
+    /// once they have reported.
     ///
     /// # Errors
     /// As [`Session::report`].

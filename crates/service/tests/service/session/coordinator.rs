@@ -5,13 +5,13 @@ use duet_proto::convert::Sender;
 use duet_proto::v1 as wire;
 use duet_service::access;
 use duet_service::server::server;
+use futures::{Stream, StreamExt, stream};
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -20,6 +20,8 @@ use tonic::{Request, Response, Status, Streaming};
 pub enum Seen {
     Registered(Sender),
     Polled(u64),
+    /// Whoever waited for the second answer to a report waits no more.
+    HungUp,
     Attended(u64),
     Reported(Report),
     Left(String),
@@ -30,7 +32,7 @@ pub enum Seen {
 pub struct Script {
     pub generation: u64,
     pub refuse: Option<&'static str>,
-    /// Answers to polls; a poll without one is held for ever.
+    /// Answers to polls, and to reports that ask for work; whoever finds none waits for what is given.
     pub assignments: VecDeque<Assignment>,
     /// How many first reports count without the worker being told.
     pub lose_answers: u32,
@@ -46,10 +48,20 @@ struct State {
     /// From where sessions registered.
     peers: BTreeSet<SocketAddr>,
     seen: mpsc::UnboundedSender<Seen>,
+    given: Arc<Notify>,
 }
 
 #[derive(Clone)]
 struct Scripted(Arc<Mutex<State>>);
+
+/// Says when nobody waits any more.
+struct Waiter(Option<mpsc::UnboundedSender<Seen>>);
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let _ = self.0.as_ref().map(|seen| seen.send(Seen::HungUp));
+    }
+}
 
 impl Scripted {
     fn is_known(&self, caller: &Sender) -> bool {
@@ -80,9 +92,32 @@ impl Scripted {
         }
         let generation = state.script.generation;
         let given = request.next.then(|| state.script.assignments.pop_front()).flatten();
+        let more = known && request.next && given.is_none();
         let assignment = given.as_ref().map(Into::into);
         let (verdict, reason) = (verdict.into(), String::new());
-        Ok(wire::ReportResponse { generation, verdict, reason, assignment })
+        Ok(wire::ReportResponse { generation, verdict, reason, assignment, more })
+    }
+
+    /// The second answer to a report.
+    async fn later(&self) -> wire::ReportResponse {
+        let (given, seen) = {
+            let state = self.0.lock().unwrap();
+            (state.given.clone(), state.seen.clone())
+        };
+        let mut waiter = Waiter(Some(seen));
+        loop {
+            let notified = given.notified();
+            let (assignment, generation) = {
+                let script = &mut self.0.lock().unwrap().script;
+                (script.assignments.pop_front(), script.generation)
+            };
+            if let Some(assignment) = assignment {
+                waiter.0 = None;
+                let assignment = Some((&assignment).into());
+                return wire::ReportResponse { generation, assignment, ..Default::default() };
+            }
+            notified.await;
+        }
     }
 }
 
@@ -146,8 +181,19 @@ impl wire::worker_service_server::WorkerService for Scripted {
         request: Request<Streaming<wire::ReportRequest>>,
     ) -> Result<Response<Self::ExchangeStream>, Status> {
         let all = self.clone();
-        let answers = request.into_inner().map(move |request| all.reported(request?));
-        Ok(Response::new(Box::pin(answers)))
+        let answers = request.into_inner().then(move |request| {
+            let all = all.clone();
+            async move {
+                let first = request.and_then(|request| all.reported(request));
+                let more = first.as_ref().is_ok_and(|answer| answer.more);
+                let second = stream::iter(more.then_some(()));
+                stream::iter([first]).chain(second.then(move |()| {
+                    let all = all.clone();
+                    async move { Ok(all.later().await) }
+                }))
+            }
+        });
+        Ok(Response::new(Box::pin(answers.flatten())))
     }
 
     type AttendStream = ReceiverStream<Result<wire::AttendResponse, Status>>;
@@ -211,7 +257,9 @@ impl Coordinator {
     pub async fn start(address: &str, script: Script) -> Coordinator {
         let (tell, seen) = mpsc::unbounded_channel();
         let (known, reports, peers) = (BTreeSet::new(), Vec::new(), BTreeSet::new());
-        let state = Arc::new(Mutex::new(State { script, known, reports, peers, seen: tell }));
+        let given = Arc::default();
+        let state = State { script, known, reports, peers, seen: tell, given };
+        let state = Arc::new(Mutex::new(state));
         let service = Scripted(state.clone());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -238,6 +286,13 @@ impl Coordinator {
         self.state.lock().unwrap().peers.len()
     }
 
+    /// There is more to do.
+    pub fn give(&self, assignment: Assignment) {
+        let mut state = self.state.lock().unwrap();
+        state.script.assignments.push_back(assignment);
+        state.given.notify_waiters();
+    }
+
     /// Dies at once, with all its connections.
     pub async fn crash(mut self) {
         let runtime = self.runtime.take();
@@ -248,7 +303,7 @@ impl Coordinator {
     pub async fn sees(&mut self) -> Seen {
         loop {
             match self.seen.recv().await.unwrap() {
-                Seen::Polled(_) | Seen::Attended(_) => {}
+                Seen::Polled(_) | Seen::HungUp | Seen::Attended(_) => {}
                 seen => return seen,
             }
         }

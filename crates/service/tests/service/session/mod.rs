@@ -96,6 +96,55 @@ async fn the_next_assignment_comes_with_the_answer_to_a_report() {
 }
 
 #[tokio::test]
+async fn work_that_comes_later_comes_as_the_second_answer_to_the_report() {
+    let mut coordinator = Coordinator::start("127.0.0.1:0", script(1, &[])).await;
+    let session =
+        Session::connect(options(coordinator.url()), CancellationToken::new()).await.unwrap();
+    for version in [7, 8] {
+        let report = handed_back(version as u32);
+        assert_eq!(session.report_and_go_on(report).await.unwrap(), Verdict::Accepted);
+        let mut next = Box::pin(session.next());
+        assert!(poll_once(&mut next).await.is_none());
+        coordinator.give(Assignment::Publish(weights(version)));
+        assert_eq!(next.await.unwrap(), Assignment::Publish(weights(version)));
+    }
+    while let Ok(seen) = coordinator.seen.try_recv() {
+        assert!(!matches!(seen, Seen::Polled(_)), "it asked again for what it was owed");
+    }
+}
+
+#[tokio::test]
+async fn who_has_more_to_say_before_the_second_answer_hangs_up_and_waits_anew() {
+    let mut coordinator = Coordinator::start("127.0.0.1:0", script(1, &[])).await;
+    let shutdown = CancellationToken::new();
+    let session = Session::connect(options(coordinator.url()), shutdown.clone()).await.unwrap();
+    assert_eq!(session.report_and_go_on(handed_back(1)).await.unwrap(), Verdict::Accepted);
+    assert_eq!(session.report_and_go_on(handed_back(2)).await.unwrap(), Verdict::Accepted);
+    while coordinator.seen.recv().await != Some(Seen::HungUp) {}
+    coordinator.give(Assignment::Publish(weights(7)));
+    assert_eq!(session.next().await.unwrap(), Assignment::Publish(weights(7)));
+    // So does whoever is told to stop.
+    assert_eq!(session.report_and_go_on(handed_back(3)).await.unwrap(), Verdict::Accepted);
+    let mut next = Box::pin(session.next());
+    assert!(poll_once(&mut next).await.is_none());
+    shutdown.cancel();
+    assert!(matches!(next.await, Err(SessionError::Stopped)));
+    while coordinator.seen.recv().await != Some(Seen::HungUp) {}
+    assert_eq!(session.report(handed_back(4)).await.unwrap(), Verdict::Accepted);
+}
+
+#[tokio::test]
+async fn a_second_answer_that_is_owed_survives_a_crash() {
+    let first = Coordinator::start("127.0.0.1:0", script(1, &[])).await;
+    let session = Session::connect(options(first.url()), CancellationToken::new()).await.unwrap();
+    assert_eq!(session.report_and_go_on(handed_back(1)).await.unwrap(), Verdict::Accepted);
+    let address = first.address.to_string();
+    first.crash().await;
+    let _second = Coordinator::start(&address, script(2, &[9])).await;
+    assert_eq!(session.next().await.unwrap(), Assignment::Publish(weights(9)));
+}
+
+#[tokio::test]
 async fn sessions_of_a_process_may_share_a_connection() {
     let mut coordinator = Coordinator::start("127.0.0.1:0", script(1, &[7, 8])).await;
     let connection = Connection::to(&options(coordinator.url())).unwrap();
