@@ -53,6 +53,7 @@ impl Keeper {
 
     async fn write(&self, job: CheckpointJob) -> Result<ArtifactRef, CoordinatorError> {
         // From here on the scheduler need not be able to tell these iterations again.
+        self.sync_metrics();
         self.store.settle().await?;
         let state = codec::encode_state(&job.state)?;
         let key = keys::scheduler_state(job.version, Digest::of(&state));

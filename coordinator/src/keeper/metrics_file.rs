@@ -1,5 +1,8 @@
 //! `metrics.jsonl`: one line for each committed iteration, in order, each once, in the folder of the
 //! run. Stores that are no folder have the same numbers in their tables only.
+//!
+//! Like the tables, lines are synced before the next checkpoint: until then the scheduler's state can tell
+//! the iterations again.
 
 use super::metrics;
 use crate::clock;
@@ -22,7 +25,8 @@ pub struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Opens it, or makes it; a last line that a crash cut off is taken away.
+    /// Opens it, or makes it. What a crash left of lines that were not synced is taken away, with all after
+    /// it.
     ///
     /// # Errors
     /// The system refuses.
@@ -38,20 +42,24 @@ impl MetricsFile {
             .map_err(failed)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed)?;
-        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let (mut whole, mut last) = (0, None);
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let of = |line: &[u8]| {
+                serde_json::from_slice::<Value>(line).ok()?.get("iteration")?.as_u64()
+            };
+            let Some(iteration) = of(line).filter(|_| line.ends_with(b"\n")) else { break };
+            whole += line.len();
+            last = Some(iteration);
+        }
         file.set_len(whole as u64).map_err(failed)?;
         file.seek(SeekFrom::End(0)).map_err(failed)?;
-        let iterations = bytes[..whole].split(|byte| *byte == b'\n').filter_map(|line| {
-            serde_json::from_slice::<Value>(line).ok()?.get("iteration")?.as_u64()
-        });
-        let last = iterations.max();
         Ok(MetricsFile { path, file, last })
     }
 
-    /// Appends an iteration's line, unless it is there.
+    /// Appends an iteration's line, unless it is there. It is not synced.
     ///
     /// # Errors
-    /// The system refuses; the next line makes good for a torn one when the file is opened again.
+    /// The system refuses.
     pub fn append(&mut self, lineage: &IterationLineage) -> Result<(), CoordinatorError> {
         let iteration = u64::from(lineage.iteration);
         if self.last.is_some_and(|last| iteration <= last) {
@@ -66,20 +74,27 @@ impl MetricsFile {
         let line = format!("{}\n", Value::Object(object));
         let before = self.file.stream_position();
         let written = before.and_then(|before| {
-            self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data()).inspect_err(
-                |_| {
-                    // Half a line in the middle would spoil the file for its readers.
-                    drop(self.file.set_len(before));
-                    drop(self.file.seek(SeekFrom::Start(before)));
-                },
-            )
+            self.file.write_all(line.as_bytes()).inspect_err(|_| {
+                // Half a line in the middle would spoil the file for its readers.
+                drop(self.file.set_len(before));
+                drop(self.file.seek(SeekFrom::Start(before)));
+            })
         });
-        written.map_err(|source| CoordinatorError::File {
-            path: self.path.display().to_string(),
-            source,
-        })?;
+        written.map_err(|source| self.failed(source))?;
         self.last = Some(iteration);
         Ok(())
+    }
+
+    /// Makes all lines durable.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn sync(&self) -> Result<(), CoordinatorError> {
+        self.file.sync_data().map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: std::io::Error) -> CoordinatorError {
+        CoordinatorError::File { path: self.path.display().to_string(), source }
     }
 }
 
@@ -120,6 +135,16 @@ mod tests {
         let mut file = MetricsFile::open(folder.path()).unwrap();
         assert_eq!(iterations(&path), [0, 1]);
         (0..4).for_each(|i| file.append(&iteration(i)).unwrap());
+        assert_eq!(iterations(&path), [0, 1, 2, 3]);
+        // A loss of power may leave zeros where a line should be, and sound lines after it.
+        let mut text = std::fs::read(&path).unwrap();
+        let second = text.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        text[second..second + 8].fill(0);
+        std::fs::write(&path, &text).unwrap();
+        let mut file = MetricsFile::open(folder.path()).unwrap();
+        assert_eq!(iterations(&path), [0]);
+        (0..4).for_each(|i| file.append(&iteration(i)).unwrap());
+        file.sync().unwrap();
         assert_eq!(iterations(&path), [0, 1, 2, 3]);
     }
 }

@@ -121,6 +121,7 @@ impl Keeper {
             }
         }
         self.write_backlog().await;
+        self.sync_metrics();
         if let Err(error) = self.store.settle().await {
             self.fail("lineage", error.to_string());
         }
@@ -172,6 +173,14 @@ impl Keeper {
                 }
                 self.backlog.pop_front();
             }
+        }
+    }
+
+    /// Makes the lines of metrics durable. What cannot be is told, and hinders nothing: they are in the
+    /// tables too.
+    fn sync_metrics(&self) {
+        if let Some(Err(error)) = self.metrics.as_ref().map(MetricsFile::sync) {
+            self.fail("metrics", error.to_string());
         }
     }
 
