@@ -1,13 +1,13 @@
 //! How many trees a second the control plane carries through their whole life, when the work itself
 //! takes no time: `cargo run --release -p duet-coordinator --example control -- [--trees N] [--wide P]
-//! [--lag L] [--traces J] [--sessions S] [--keep]`.
+//! [--lag L] [--traces J] [--in-flight N] [--keep]`.
 //!
 //! The coordinator, four workers (two think and render, two score) and a trainer are processes of
 //! their own, over gRPC on loopback; the journal is on, with fsync and group commit. A tree is one
 //! lease to think, J to render and J to score; P trees make an optimiser step, with its published
-//! weights and its Parquet tables, and the trees of L steps more are sampled meanwhile. A worker has S
-//! sessions, each of which holds one lease. Prints JSON, with the processors' time that each lease
-//! took. `--keep` leaves the files: on some file systems new ones take longer after many were deleted.
+//! weights and its Parquet tables, and the trees of L steps more are sampled meanwhile. The workers have N
+//! sessions together, each of which holds one lease, divided as the work is. Prints JSON, with the
+//! processors' time that each lease took. `--keep` leaves the files: on some file systems new ones take longer after many were deleted.
 //!
 //! `control -- loss` measures how long it takes from a worker's SIGKILL, in the middle of a lease, until
 //! another worker has been given that lease; `control -- floor` how long one append to the journal
@@ -15,10 +15,11 @@
 #![forbid(unsafe_code)]
 
 use bytes::Bytes;
-use duet_coordinator::{Options, Service};
+use duet_coordinator::{Options, Service, codec};
 use duet_core::advantage::AdvantageSpec;
 use duet_core::reward::RewardSpec;
 use duet_core::schedule::{Schedule, WindowSpec};
+use duet_core::scheduler::Record;
 use duet_core::spec::{RunSpec, Timing};
 use duet_core::work::{
     Assignment, Done, Finish, Outcome, PromptRow, Report, Score, ShardDone, StepDone, Trace,
@@ -38,13 +39,6 @@ use tokio_util::sync::CancellationToken;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-const WORKERS: [(&str, &str); 5] = [
-    ("rollout-0", "rollout"),
-    ("rollout-1", "rollout"),
-    ("reward-0", "reward"),
-    ("reward-1", "reward"),
-    ("trainer-0", "trainer"),
-];
 /// Longer than anything takes here.
 const DEADLINE: Duration = Duration::from_secs(240);
 
@@ -80,7 +74,7 @@ fn main() -> Result<()> {
                 lag: number("--lag", 0)?,
                 traces: number("--traces", 1)?,
             };
-            measure(shape, number("--sessions", 2)?, rest.contains(&"--keep"))
+            measure(shape, number("--in-flight", 8)?.max(4), rest.contains(&"--keep"))
         }
     }
 }
@@ -103,6 +97,22 @@ impl Shape {
 
     fn leases_per_tree(self) -> u32 {
         1 + 2 * self.traces
+    }
+
+    /// The workers and how many sessions each has, of so many: of the leases of a tree, one thinks, J
+    /// render and J score, so with as many sessions for both roles those that score would often wait.
+    fn workers(self, in_flight: u32) -> [(&'static str, &'static str, u32); 5] {
+        let (all, rollout) = (f64::from(self.leases_per_tree()), f64::from(1 + self.traces));
+        let rollout = (f64::from(in_flight) * rollout / all).round() as u32;
+        let rollout = rollout.clamp(2, in_flight - 2);
+        let reward = in_flight - rollout;
+        [
+            ("rollout-0", "rollout", rollout.div_ceil(2)),
+            ("rollout-1", "rollout", rollout / 2),
+            ("reward-0", "reward", reward.div_ceil(2)),
+            ("reward-1", "reward", reward / 2),
+            ("trainer-0", "trainer", 1),
+        ]
     }
 }
 
@@ -141,7 +151,7 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
 }
 
 /// Starts everything and measures from outside: by the files that the processes leave.
-fn measure(shape: Shape, sessions: u32, keep: bool) -> Result<()> {
+fn measure(shape: Shape, in_flight: u32, keep: bool) -> Result<()> {
     let mut folder = tempfile::tempdir()?;
     folder.disable_cleanup(keep);
     let path = folder.path().display().to_string();
@@ -153,8 +163,7 @@ fn measure(shape: Shape, sessions: u32, keep: bool) -> Result<()> {
     let mut all = Children(vec![coordinator]);
     let ready = folder.path().join("ready");
     let url = wait_for("the coordinator", || std::fs::read_to_string(&ready).ok())?;
-    for (name, role) in WORKERS {
-        let sessions = if role == "trainer" { 1 } else { sessions };
+    for (name, role, sessions) in shape.workers(in_flight) {
         all.0.push(start(&["worker", &path, url.trim(), name, role, &sessions.to_string()])?);
     }
     let lease = folder.path().join("leased");
@@ -180,6 +189,7 @@ fn measure(shape: Shape, sessions: u32, keep: bool) -> Result<()> {
     let peak: f64 = peak.and_then(|kib| kib.split_whitespace().next()?.parse().ok()).unwrap_or(0.0);
     let journal = run(async { Ok(retained(&store(folder.path())?, keys::JOURNAL).await?) })?;
     let segments = journal.batches.last().map_or(0, |batch| batch.number);
+    let held = held(journal.batches.iter().map(|batch| &batch.records[..]))?;
     println!(
         "{}",
         serde_json::json!({
@@ -187,7 +197,8 @@ fn measure(shape: Shape, sessions: u32, keep: bool) -> Result<()> {
             "trees_of_a_step": shape.wide,
             "traces": shape.traces,
             "lag": shape.lag,
-            "leases_in_flight": 4 * sessions,
+            "leases_in_flight_at_most": in_flight,
+            "leases_in_flight_mean": held,
             "seconds": seconds,
             "trees_per_second": carried / seconds,
             "leases_per_second": leases / seconds,
@@ -201,6 +212,23 @@ fn measure(shape: Shape, sessions: u32, keep: bool) -> Result<()> {
         })
     );
     Ok(())
+}
+
+/// How many leases are out after each append, on average.
+fn held<'a>(batches: impl Iterator<Item = &'a [Vec<u8>]>) -> Result<f64> {
+    let (mut out, mut sum, mut appends) = (0_i64, 0_i64, 0_i64);
+    for batch in batches {
+        for record in batch {
+            match codec::decode_record(record)? {
+                Record::Leased { .. } => out += 1,
+                Record::Completed { .. } => out -= 1,
+                _ => {}
+            }
+        }
+        sum += out;
+        appends += 1;
+    }
+    Ok(sum as f64 / appends.max(1) as f64)
 }
 
 /// Seconds of processor time that a process has had.

@@ -66,7 +66,7 @@ def rates(figures, arguments, place, folder):
         trees = max(4 * wide, arguments.trees // (1 + 2 * traces) * 3 // wide * wide)
         ours, theirs = [], []
         for _ in range(arguments.rounds):
-            control = [arguments.example, "--trees", trees, "--wide", wide, "--lag", lag, "--traces", traces, "--keep"]
+            control = [arguments.example, "--trees", trees, "--wide", wide, "--lag", lag, "--traces", traces, "--in-flight", IN_FLIGHT, "--keep"]
             ours.append(json.loads(run(list(map(str, control)), folder)))
             theirs.append(ray(trees, IN_FLIGHT, traces))
         mine, peer = median(ours, "trees_per_second"), median(theirs, "trees_per_second")
@@ -76,6 +76,7 @@ def rates(figures, arguments, place, folder):
         mine, peer = statistics.median(cpu), median(theirs, "cpu_us_per_lease")
         figures.add("  processors' time of a lease, all processes", mine, peer, peer / mine, "us", "")
         figures.add("  of it the coordinator's", median(ours, "coordinator_cpu_us_per_lease"), None, None, "us", "")
+        figures.add(f"  leases in flight, mean; at most {IN_FLIGHT}", median(ours, "leases_in_flight_mean"), None, None, "", "")
         figures.add("  journal segments of a lease", median(ours, "journal_segments_per_lease"), None, None, "", "")
         peak += [each["coordinator_peak_mb"] for each in ours]
         cold += [each["cold_start_to_first_lease_ms"] / 1000 for each in ours]
