@@ -222,15 +222,12 @@ impl Held {
 
     /// What is there now.
     fn next(mut self) -> Next {
-        match self.answer.try_recv() {
-            Err(TryRecvError::Empty) => return Next::Later(self),
-            answered => {
-                self.over = true;
-                match answered {
-                    Ok(Polled::Assigned(assignment)) => Next::Given(assignment),
-                    Ok(Polled::Nothing | Polled::Unknown) | Err(_) => Next::Nothing,
-                }
-            }
+        let answered = self.answer.try_recv();
+        self.over = !matches!(answered, Err(TryRecvError::Empty));
+        match answered {
+            Ok(Polled::Assigned(assignment)) => Next::Given(assignment),
+            Ok(Polled::Nothing | Polled::Unknown) | Err(TryRecvError::Closed) => Next::Nothing,
+            Err(TryRecvError::Empty) => Next::Later(self),
         }
     }
 

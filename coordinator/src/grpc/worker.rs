@@ -224,10 +224,13 @@ impl WorkerService for Workers {
         &self,
         request: Request<wire::ReportRequest>,
     ) -> Result<Response<wire::ReportResponse>, Status> {
-        let shown = access::role(&request);
-        let (response, _) = self.reported(shown, request.into_inner()).await?;
-        // There is one response: who waits for more calls again.
-        Ok(Response::new(wire::ReportResponse { more: false, ..response }))
+        let (shown, request) = (access::role(&request), request.into_inner());
+        if request.next {
+            let text = "there is one answer to Report: ask for work with Exchange, or with Poll";
+            return Err(Status::invalid_argument(text));
+        }
+        let (response, _) = self.reported(shown, request).await?;
+        Ok(Response::new(response))
     }
 
     type ExchangeStream = BoxStream<'static, Result<wire::ReportResponse, Status>>;

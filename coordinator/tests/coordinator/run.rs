@@ -167,10 +167,10 @@ async fn who_reports_on_a_stream_is_told_at_once_and_given_work_when_there_is_so
     let second = within("the second answer", answers.message()).await.unwrap().unwrap();
     assert!(second.assignment.is_some() && !second.more, "{second:?}");
 
-    // A call of its own is answered once, and a stream that is closed waits no more.
+    // A call of its own has no second answer, and a stream that is closed waits no more.
+    let alone = client.report(request.clone()).await.unwrap_err();
+    assert_eq!(alone.code(), tonic::Code::InvalidArgument, "{alone}");
     control.pause(wire::PauseRequest {}).await.unwrap();
-    let alone = client.report(request.clone()).await.unwrap().into_inner();
-    assert_eq!((alone.verdict(), alone.more), (wire::Verdict::Stale, false));
     to.send(request).await.unwrap();
     let third = within("the third answer", answers.message()).await.unwrap().unwrap();
     assert_eq!((third.verdict(), third.more), (wire::Verdict::Stale, true));

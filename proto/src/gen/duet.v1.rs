@@ -73,7 +73,8 @@ pub struct ReportRequest {
     /// What.
     #[prost(message, optional, tag = "2")]
     pub report: ::core::option::Option<Report>,
-    /// Asks for work in the same breath: what there is comes with the answer. On a stream it may come later.
+    /// Asks for work in the same breath: what there is comes with the answer, or with a second one later. Only
+    /// on a stream.
     #[prost(bool, tag = "3")]
     pub next: bool,
 }
@@ -92,8 +93,8 @@ pub struct ReportResponse {
     /// What to do next, if that was asked and there is something; absent: Poll, if `more` is not set.
     #[prost(message, optional, tag = "4")]
     pub assignment: ::core::option::Option<Assignment>,
-    /// On a stream: this worker now waits for work, as if it had called Poll. Another response to the same
-    /// request brings it, or nothing when `poll_ms` is over. Whoever wants something else ends the stream.
+    /// This worker now waits for work, as if it had called Poll. Another response to the same request brings
+    /// it, or nothing when `poll_ms` is over. Whoever wants something else ends the stream.
     #[prost(bool, tag = "5")]
     pub more: bool,
 }
