@@ -74,7 +74,11 @@ fn main() -> Result<()> {
                 lag: number("--lag", 0)?,
                 traces: number("--traces", 1)?,
             };
-            measure(shape, number("--in-flight", 8)?.max(4), rest.contains(&"--keep"))
+            let in_flight = number("--in-flight", 8)?;
+            if in_flight < 4 {
+                return Err("--in-flight: at least 4, one for each worker".into());
+            }
+            measure(shape, in_flight, rest.contains(&"--keep"))
         }
     }
 }

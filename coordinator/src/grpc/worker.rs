@@ -110,10 +110,7 @@ impl Workers {
 
     /// The second response to a report: work, when there is some.
     async fn worked(&self, held: Held) -> Result<wire::ReportResponse, Status> {
-        let assignment = match held.wait().await.map_err(gone)? {
-            Polled::Assigned(assignment) => Some((&*assignment).into()),
-            Polled::Nothing | Polled::Unknown => None,
-        };
+        let assignment = assignment(&held.wait().await.map_err(gone)?);
         let (generation, verdict) = (self.generation(), wire::Verdict::Accepted.into());
         let (reason, more) = (String::new(), false);
         Ok(wire::ReportResponse { generation, verdict, reason, assignment, more })
@@ -212,10 +209,7 @@ impl WorkerService for Workers {
             Polled::Unknown
         };
         let unknown = polled == Polled::Unknown;
-        let assignment = match &polled {
-            Polled::Assigned(assignment) => Some((&**assignment).into()),
-            Polled::Nothing | Polled::Unknown => None,
-        };
+        let assignment = assignment(&polled);
         let generation = self.generation();
         Ok(Response::new(wire::PollResponse { generation, assignment, unknown }))
     }
@@ -316,6 +310,14 @@ impl WorkerService for Workers {
             self.handle.leave(sender.worker, sender.session, reason).await.map_err(gone)?;
         }
         Ok(Response::new(wire::LeaveResponse { generation: self.generation() }))
+    }
+}
+
+/// The work that a poll was answered with.
+fn assignment(polled: &Polled) -> Option<wire::Assignment> {
+    match polled {
+        Polled::Assigned(assignment) => Some((&**assignment).into()),
+        Polled::Nothing | Polled::Unknown => None,
     }
 }
 

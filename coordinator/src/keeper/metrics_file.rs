@@ -51,6 +51,10 @@ impl MetricsFile {
             whole += line.len();
             last = Some(iteration);
         }
+        if whole < bytes.len() {
+            let (lost, path) = (bytes.len() - whole, path.display());
+            tracing::warn!(%path, lost, "a line is damaged: it and what follows are taken away, and told again as far back as the last checkpoint; the tables have all");
+        }
         file.set_len(whole as u64).map_err(failed)?;
         file.seek(SeekFrom::End(0)).map_err(failed)?;
         Ok(MetricsFile { path, file, last })
